@@ -1,9 +1,9 @@
 """What an engine is: tokens in, full-vocabulary logits out, in blocks that fit in memory.
 
 An engine declares its capabilities; a measurement that needs one an engine lacks refuses it by name
-(`require`). Engines yield blocks in the order of the windows given, rows in the order of the scored
-positions, and two engines given the same windows and the same ``max_rows`` yield blocks with the same
-row counts, so that a reference and its candidates can be read in lockstep.
+(`require`). Engines yield rows in the order of the windows given and of the scored positions within them;
+how the rows are cut into blocks is the engine's own affair (the reader joins them row by row), as long as a
+block stays small whatever the context length is.
 """
 
 from __future__ import annotations
@@ -114,13 +114,8 @@ class Engine(Protocol):
         """Logits of every scored position of every window, in order, as (rows, V) float32 blocks.
 
         A block may be a view of the engine's own buffer: it is valid until the next block is asked for.
-        Row counts depend on the windows and ``max_rows`` alone. Raises EngineError where decoding fails.
+        Raises EngineError where decoding fails.
         """
-        ...
-
-    @property
-    def max_rows(self) -> int:
-        """The largest number of rows a block may have; set when the engine was opened."""
         ...
 
     def close(self) -> None: ...
