@@ -1,0 +1,94 @@
+"""Engines by name, opened lazily: naming one imports no model library."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from quantvane.engines.base import Engine
+from quantvane.errors import ModelFileError, SpecError
+from quantvane.spec import ModelSpec
+
+__all__ = ["ENGINES", "engine_name", "floor_variation", "open_engine"]
+
+
+def _llamacpp(path: str, settings: Mapping[str, Any], context: int) -> Engine:
+    from quantvane.engines.llamacpp import open_llamacpp
+
+    return open_llamacpp(path, settings, context)
+
+
+def _hf(path: str, settings: Mapping[str, Any], context: int) -> Engine:
+    from quantvane.engines.hf import open_hf
+
+    return open_hf(path, settings)
+
+
+def _fake(path: str, settings: Mapping[str, Any], context: int) -> Engine:
+    from quantvane.engines.fake import open_fake
+
+    return open_fake(path, settings)
+
+
+ENGINES: dict[str, Callable[[str, Mapping[str, Any], int], Engine]] = {
+    "llamacpp": _llamacpp,
+    "hf": _hf,
+    "fake": _fake,
+}
+
+
+def engine_name(spec: ModelSpec) -> str:
+    """The engine a spec names, or the one its path calls for.
+
+    Raises:
+        SpecError: an unknown engine, or a path that calls for none.
+    """
+    if spec.engine:
+        if spec.engine not in ENGINES:
+            raise SpecError(
+                f"no engine is called '{spec.engine}'",
+                expected="one of " + ", ".join(sorted(ENGINES)),
+                got=spec.engine,
+                remedy="correct the word after '@' in the model spec (a literal @ in a path is written %40)",
+            )
+        return spec.engine
+    path = Path(spec.path)
+    if path.suffix.lower() == ".gguf":
+        return "llamacpp"
+    if path.is_dir():
+        return "hf"
+    if not path.exists():
+        raise ModelFileError(
+            f"no model at '{spec.path}'",
+            expected="a GGUF file or a Hugging Face model directory",
+            got="nothing there",
+            remedy="check the path",
+        )
+    raise SpecError(
+        f"cannot tell which engine reads '{spec.path}'",
+        expected="a name ending in .gguf, a model directory, or @ENGINE in the spec",
+        got=spec.path,
+        remedy="add @llamacpp or @hf to the spec",
+    )
+
+
+def open_engine(spec: ModelSpec, context: int) -> Engine:
+    """Load the model of a spec for windows of up to ``context`` tokens."""
+    return ENGINES[engine_name(spec)](spec.path, dict(spec.settings), context)
+
+
+def floor_variation(spec: ModelSpec) -> dict[str, str]:
+    """The setting changed for the standing noise floor: one that ought to change nothing but rounding.
+
+    llama.cpp is bit-identical across threads and sequences per batch, so the smallest honest change is the
+    number of tokens computed together. For transformers it is the attention kernel.
+    """
+    given = dict(spec.settings)
+    name = engine_name(spec)
+    if name == "llamacpp":
+        ubatch = int(given.get("n_ubatch", "512"))
+        return {"n_ubatch": str(64 if ubatch > 64 else 512)}
+    if name == "hf":
+        return {"attn": "eager" if given.get("attn", "sdpa") == "sdpa" else "sdpa"}
+    return {"jitter": "1e-6"}
