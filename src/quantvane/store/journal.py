@@ -1,7 +1,7 @@
 """An append-only file of record batches that survives being killed at any byte.
 
-Layout: magic, then frames of ``u32 length | u32 crc32 | Arrow IPC stream of one record batch``, little-endian.
-A frame is whole or it does not count: on opening, everything after the last whole frame is cut off.
+Layout: magic, then frames of ``u32 length | u32 crc32 | Arrow IPC stream``, little-endian. A frame holds the
+batches of one unit of work, which so becomes durable as a whole. A frame is whole or it does not count: on opening, everything after the last whole frame is cut off.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -45,30 +45,30 @@ def _frames(path: Path) -> Iterator[tuple[int, bytes]]:
             yield at, payload
 
 
-def read_journal(path: Path) -> Iterator[Any]:
-    """Every whole record batch, in the order written; none where the file is missing."""
+def read_journal(path: Path) -> Iterator[list[Any]]:
+    """The record batches of every whole frame, in the order written; none where the file is missing."""
     if path.exists():
         for _, payload in _frames(path):
             with pa.ipc.open_stream(payload) as stream:
-                yield from stream
+                yield list(stream)
 
 
 class Journal:
-    """Append record batches; reopening continues after the last whole one.
+    """Append frames; reopening continues after the last whole one.
 
     Attributes:
-        batches: number of whole batches in the file.
+        frames: number of whole frames in the file.
     """
 
     def __init__(self, path: Path) -> None:
-        end, self.batches = len(_MAGIC), 0
+        end, self.frames = len(_MAGIC), 0
         try:
             if path.exists():
                 for end, _ in _frames(path):  # noqa: B007 - the last offset is what is wanted
-                    self.batches += 1
+                    self.frames += 1
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = path.open("r+b" if path.exists() else "w+b")
-            if self.batches == 0:
+            if self.frames == 0:
                 self._file.write(_MAGIC)
             self._file.truncate(end)
             self._file.seek(end)
@@ -76,18 +76,19 @@ class Journal:
             raise _cannot(path, problem) from None
         self._path = path
 
-    def append(self, batch: Any) -> None:
-        """Write one record batch; it is on its way to the disk when this returns."""
+    def append(self, batches: Sequence[Any]) -> None:
+        """Write one frame; the operating system holds all of it when this returns."""
         sink = pa.BufferOutputStream()
-        with pa.ipc.new_stream(sink, batch.schema) as stream:
-            stream.write_batch(batch)
+        with pa.ipc.new_stream(sink, batches[0].schema) as stream:
+            for batch in batches:
+                stream.write_batch(batch)
         payload = sink.getvalue().to_pybytes()
         try:
             self._file.write(_FRAME.pack(len(payload), zlib.crc32(payload)) + payload)
             self._file.flush()
         except OSError as problem:
             raise _cannot(self._path, problem) from None
-        self.batches += 1
+        self.frames += 1
 
     def close(self) -> None:
         self._file.close()
