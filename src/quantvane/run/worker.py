@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -32,8 +33,17 @@ def perform(request: dict[str, Any], emit: Any) -> None:
     measure(CompareSpec.from_dict(request["spec"]), jobs, Path(request["out"]), emit)
 
 
+def _die_with_parent() -> None:
+    """Ask the kernel to end this process when its parent dies, ``kill -9`` included (Linux)."""
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
 def main(descriptor: int) -> int:
     """Read the request, do it, report; 0 when done, 1 after an error event."""
+    _die_with_parent()
     with os.fdopen(descriptor, "w", encoding="utf-8") as events:
 
         def emit(event: dict[str, Any]) -> None:

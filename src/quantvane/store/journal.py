@@ -6,6 +6,7 @@ batches of one unit of work, which so becomes durable as a whole. A frame is who
 
 from __future__ import annotations
 
+import fcntl
 import os
 import struct
 import zlib
@@ -68,10 +69,18 @@ class Journal:
                     self.frames += 1
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = path.open("r+b" if path.exists() else "w+b")
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if self.frames == 0:
                 self._file.write(_MAGIC)
             self._file.truncate(end)
             self._file.seek(end)
+        except BlockingIOError:
+            raise OutputError(
+                f"another process is writing '{path}'",
+                expected="one run at a time in a directory",
+                got="the journal is locked",
+                remedy="wait for the other run, or choose another --out",
+            ) from None
         except OSError as problem:
             raise _cannot(path, problem) from None
         self._path = path
