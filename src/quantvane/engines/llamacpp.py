@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from quantvane.engines.base import EngineInfo, Vocabulary
+from quantvane.engines.base import EngineInfo, Vocabulary, Weights
 from quantvane.engines.gguf_file import check_gguf, gguf_shards, read_weights, sha256_file
 from quantvane.engines.llamacpp_batch import Batch, group_windows
 from quantvane.engines.settings import Setting, boolean, choice, integer, read_settings
@@ -30,8 +30,9 @@ def _threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-# The F32 KV cache is ours, not llama.cpp's default: F16 alone costs 2.5e-6 mean KLD, as much as a good quant's
-# neighbours differ by. The batch sizes are llama.cpp's own unit of computation (its n_ubatch).
+# The F32 KV cache is ours, not llama.cpp's default: F16 alone costs 2e-6 mean KLD. Flash attention rounds an
+# F32 cache to F16 on its way in and so takes the gain away: it is off by default beside an F32 cache
+# (docs/engines.md has the figures) and llama.cpp's own "auto" beside any other. The batch sizes are llama.cpp's own unit of computation (its n_ubatch).
 SETTINGS: dict[str, Setting] = {
     "n_threads": Setting(_threads, integer(1, 1024), "threads for decoding"),
     "n_batch": Setting(512, integer(1, 65536), "tokens handed to one decode call"),
@@ -39,7 +40,7 @@ SETTINGS: dict[str, Setting] = {
     "n_gpu_layers": Setting(-1, integer(-1, 10000), "layers kept on the GPU; -1 for all"),
     "cache_type_k": Setting("f32", choice(*_CACHE_TYPES), "type of the K cache"),
     "cache_type_v": Setting("f32", choice(*_CACHE_TYPES), "type of the V cache"),
-    "flash_attn": Setting("auto", choice(*_FLASH), "flash attention: auto, on or off"),
+    "flash_attn": Setting("auto", choice(*_FLASH), "flash attention: auto, on or off; off with F32 caches"),
     "offload_kqv": Setting(True, boolean, "keep the KV cache on the GPU"),
     "repack": Setting(True, boolean, "let llama.cpp repack weights for this processor"),
 }
@@ -100,8 +101,9 @@ def start_backend() -> tuple[Any, _Log]:
 class LlamaCpp:
     """A loaded GGUF model. Use `open_llamacpp`."""
 
-    def __init__(self, path: str, settings: dict[str, Any], context: int) -> None:
+    def __init__(self, path: str, settings: dict[str, Any], context: int, weights: Weights) -> None:
         self._lib, self._logged = start_backend()
+        self._weights = weights
         self._path, self._settings, self._context = path, settings, context
         self._model: Any = None
         self._ctx: Any = None
@@ -169,7 +171,7 @@ class LlamaCpp:
                 fingerprint=prints[0] if len(prints) == 1 else sha256_lines(prints),
                 architecture=buffer.value.decode(errors="replace"),
                 capabilities=frozenset({"logits", "hidden", "generate"}),
-                weights=read_weights(self._path),
+                weights=self._weights,
                 context_trained=int(lib.llama_model_n_ctx_train(self._model)),
             )
         return self._info
@@ -274,7 +276,9 @@ def open_llamacpp(path: str, settings: Mapping[str, Any], context: int = 512) ->
         ModelFileError: missing or damaged file. SpecError: an unknown setting.
     """
     values = read_settings("llamacpp", SETTINGS, settings)
+    if "flash_attn" not in settings and values["cache_type_k"] == values["cache_type_v"] == "f32":
+        values["flash_attn"] = "off"
     for shard in gguf_shards(Path(path)):
         check_gguf(shard)
-    read_weights(path)  # a truncated file is refused here, before the library maps it
-    return LlamaCpp(path, values, context)
+    weights = read_weights(path)  # a truncated file is refused here, before the library maps it
+    return LlamaCpp(path, values, context, weights)

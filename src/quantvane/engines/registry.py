@@ -81,14 +81,18 @@ def open_engine(spec: ModelSpec, context: int) -> Engine:
 def floor_variation(spec: ModelSpec) -> dict[str, str]:
     """The setting changed for the standing noise floor: one that ought to change nothing but rounding.
 
-    llama.cpp is bit-identical across threads and sequences per batch, so the smallest honest change is the
-    number of tokens computed together. For transformers it is the attention kernel.
+    On llama.cpp threads, batch and ubatch sizes often change not one bit (docs/engines.md), so a floor made of
+    them would be a comforting 0. Another attention kernel computes the same thing in another order: that
+    is the smallest change a deployment makes without a thought. For transformers it is the same.
     """
     given = dict(spec.settings)
     name = engine_name(spec)
     if name == "llamacpp":
-        ubatch = int(given.get("n_ubatch", "512"))
-        return {"n_ubatch": str(64 if ubatch > 64 else 512)}
+        cache = {given.get("cache_type_k", "f32"), given.get("cache_type_v", "f32")}
+        if not cache <= {"f32", "f16", "bf16"}:
+            return {"n_ubatch": "32"}  # a quantized cache needs flash attention
+        off = given.get("flash_attn", "off" if cache == {"f32"} else "auto") == "off"
+        return {"flash_attn": "on" if off else "off"}
     if name == "hf":
         return {"attn": "eager" if given.get("attn", "sdpa") == "sdpa" else "sdpa"}
     return {"jitter": "1e-6"}
