@@ -1,12 +1,15 @@
-"""Vector loops of the fast kernel: straight-line float32 code over a block that lies in the first-level cache.
+"""Vector loops of the fast kernel: straight-line float32 code over a block that lies in the L1 cache.
 
 LLVM turns each loop into AVX2 or AVX-512 code without a vector math library, because it holds no call and no
 branch: the exponential is a polynomial with the power of two put together in the exponent bits.
 
 Only the additions into the block sums may be reordered (``_sum``), and only the block maxima ignore NaN
 (``_larger``). All other operations keep the order written here, which the cancellation-free forms need.
-A NaN logit always reaches the sum of exponentials (`sum_exp`), which is where callers look for it. Padding with
-−inf on both sides adds nothing to any sum.
+A NaN logit always reaches the sum of exponentials (`sum_exp`), which is where callers look for it. Padding
+with −inf on both sides adds nothing to any sum.
+
+Numba's cache does not see that `numba_rows` holds compiled copies of these loops: after an edit here, remove
+its cached files (``*.nbi``, ``*.nbc``).
 """
 
 from __future__ import annotations
@@ -14,13 +17,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
+from llvmlite import ir  # type: ignore[import-untyped]
 from numba import njit, types
 from numba.extending import intrinsic
 
 __all__ = ["BLOCK", "divergences", "extent", "forward_kl", "moments", "sum_exp"]
 
-BLOCK = 1024  # of `divergences`, `forward_kl`, `moments`: longer amortises the horizontal sums, shorter sums better
+BLOCK = 1024  # of the loops over both rows: longer amortises the horizontal sums, shorter sums better
 
 JIT: dict[str, Any] = {"nogil": True, "cache": True, "error_model": "numpy", "fastmath": {"contract"}}
 _INLINE: dict[str, Any] = {**JIT, "forceinline": True}
@@ -43,7 +46,7 @@ _N0, _N1, _N2, _N3 = (f32(c) for c in (0.750000007, -0.0416674802, -0.0104006442
 _N4, _N5, _N6, _N7 = (f32(c) for c in (-0.000612263977, -0.00118710136, 0.000667115586, -0.000408157707))
 
 
-@intrinsic
+@intrinsic  # type: ignore[untyped-decorator]
 def _sum(context: Any, a: Any, b: Any) -> Any:
     """a + b that may be reordered among its like."""
 
@@ -53,7 +56,7 @@ def _sum(context: Any, a: Any, b: Any) -> Any:
     return types.float32(types.float32, types.float32), build
 
 
-@intrinsic
+@intrinsic  # type: ignore[untyped-decorator]
 def _larger(context: Any, a: Any, b: Any) -> Any:
     """max(a, b), undefined for NaN, which lets LLVM reduce it in vectors."""
 
@@ -64,7 +67,7 @@ def _larger(context: Any, a: Any, b: Any) -> Any:
     return types.float32(types.float32, types.float32), build
 
 
-@intrinsic
+@intrinsic  # type: ignore[untyped-decorator]
 def _exponent(context: Any, k: Any) -> Any:
     """The low bits of a float32 moved into its exponent field: 2^n for k = n + _MAGIC."""
 
@@ -125,7 +128,7 @@ def sum_exp(x: Any, top: Any) -> Any:
 
 @njit(**_INLINE)  # type: ignore[untyped-decorator]
 def _log_prob(x: Any, high: Any, low: Any) -> Any:
-    """x − (high + low), never below `_LOWEST`. Two words of the normaliser, so that its rounding biases no sum."""
+    """x − (high + low), at least `_LOWEST`; the normaliser in two words, for its rounding to bias no sum."""
     lp = (x - high) - low
     return lp if lp > _LOWEST else _LOWEST
 

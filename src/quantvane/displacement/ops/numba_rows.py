@@ -1,14 +1,14 @@
 """The fast CPU kernel: float32 rows, read about twice, compiled by Numba; the same formulas as `numpy_rows`.
 
-Pass 1 reads both rows block by block: maxima, and Σe^x relative to the maximum so far. The top-k sets, the rank
-and the few large p_i come from the blocks whose maximum admits them. Pass 2 takes every sum over p and q.
+Pass 1 reads both rows block by block: maxima, and Σe^x relative to the maximum so far. The top-k sets, the
+rank and the few large p_i come from blocks whose maximum admits them. Pass 2 takes every sum over p and q.
 Terms are float32 (relative error about 2e-7 each, all of one sign), block sums are added in float64.
 
-λ_max needs Σ p_i/(λ−p_i) over all of V at a λ known only after pass 2: the p_i above λ₀/16, λ₀ its lower bound, are
-kept one by one, and the rest enter through Σp, … Σp⁵ as a geometric series in p/λ.
+λ_max needs Σ p_i/(λ−p_i) over all of V at a λ known only after pass 2: the p_i above λ₀/16, λ₀ its lower
+bound, are kept one by one, and the rest enter through Σp, … Σp⁵ as a geometric series in p/λ.
 
-Threads take chunks of rows; each row is computed by one thread in a fixed order, so results do not depend on how
-many there are, nor on how rows were cut into calls.
+Threads take chunks of rows; each row is computed by one thread in a fixed order, so results do not depend on
+how many there are, nor on how rows were cut into calls.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ _LARGE = 1 / 16  # p_i above this share of λ₀ enter the secular equation one 
 _FLOOR = np.float32(-np.finfo(np.float32).max)
 _ABSENT = np.float32(-np.inf)
 # Columns of the float64 results
-_KLD, _REV, _JSD, _TV, _H2, _ENT_P, _ENT_Q, _NLL_P, _NLL_Q, _PMAX_P, _PMAX_Q, _LAM_P, _LAM_Q, _OVERLAP = range(14)
+_KLD, _REV, _JSD, _TV, _H2, _ENT_P, _ENT_Q = range(7)
+_NLL_P, _NLL_Q, _PMAX_P, _PMAX_Q, _LAM_P, _LAM_Q, _OVERLAP = range(7, 14)
 _NAMES = (
     *("kld", "kld_rev", "jsd", "tv", "h2", "entropy_ref", "entropy_cand"),
     *("nll_ref", "nll_cand", "pmax_ref", "pmax_cand", "lambda_ref", "lambda_cand", "topk_overlap"),
@@ -55,7 +56,7 @@ _NAMES = (
 
 @njit(**JIT)  # type: ignore[untyped-decorator]
 def _padded(x: Any, start: Any, stop: Any, pad: Any) -> Any:
-    """x[start:stop], or a copy in ``pad`` that −inf fills up, so that every loop runs over whole vectors."""
+    """x[start:stop], or a copy in ``pad`` filled up with −inf, so that every loop runs over whole vectors."""
     if stop <= x.size:
         return x[start:stop]
     size = stop - start
@@ -68,7 +69,7 @@ def _padded(x: Any, start: Any, stop: Any, pad: Any) -> Any:
 def _normaliser(x: Any, highs: Any, pad: Any) -> Any:
     """Pass 1 over one row.
 
-    Returns the maximum, Σ_{i≠argmax} e^{x_i − max} (NaN if the row is no distribution) and the smallest logit;
+    Returns the maximum, Σ_{i≠argmax} e^{x_i − max} (NaN if the row is no distribution), the smallest logit;
     fills ``highs`` with the block maxima. The maximum's own 1 stays out of the sum, so that ln p of a nearly
     certain token keeps its relative accuracy.
     """
@@ -194,7 +195,8 @@ def _lambda_max(p1: Any, p2: Any, lower: Any, large: Any, tail: Any) -> Any:
     """λ_max by Newton from its lower bound; see `numpy_rows`.
 
     ``large`` (n,): the p_i, i ≥ 2, above `_LARGE`·lower; ``tail`` (5,): Σ (p_i/lower)^k over the others.
-    What follows the fifth power is summed as a geometric series with the last ratio: it is below 1e-6 of the first.
+    What follows the fifth power is summed as a geometric series with the last ratio: it is below 1e-6 of the
+    first.
     """
     if not lower > p2 or p2 >= p1:
         return lower if p2 < p1 else p1
@@ -218,7 +220,7 @@ def _lambda_max(p1: Any, p2: Any, lower: Any, large: Any, tail: Any) -> Any:
             return lam
         step = ((p1 - lam) / p1 - 1.0 / psi) / (slope / (psi * psi) + 1.0 / p1)
         lam = min(lam + step, p1)
-        if not abs(step) > 1e-15 * lam:
+        if not abs(step) > 1e-9 * lam:  # quadratic: the next step would be below rounding
             break
     return lam
 
@@ -242,9 +244,10 @@ def _words(norms: Any, at: Any, value: Any) -> None:
 
 @njit(**JIT)  # type: ignore[untyped-decorator]
 def _rows(x2: Any, y2: Any, tokens: Any, k: Any, full: Any, out: Any, ints: Any, fault: Any) -> None:
-    """Rows x2, y2 (T, V) float32 → out (T, 14), ints (T, 3) top1_ref, top1_cand, rank; fault (T,): 1 ref, 2 cand.
+    """Rows x2, y2 (T, V) float32 → out (T, 14), ints (T, 3), fault (T,).
 
-    Without ``full``, kld, nll and top1 only.
+    ``ints``: top1_ref, top1_cand, rank_in_cand. ``fault``: 1 where the reference's row is no distribution, 2
+    where the candidate's is not. Without ``full``, kld, nll and top1 only.
     """
     vocab = x2.shape[1]
     blocks = (vocab + _FINE - 1) // _FINE
@@ -347,7 +350,7 @@ def _run(
     if fault.any():
         row = int(np.flatnonzero(fault)[0])
         name, side = ("ref_logits", ref) if fault[row] == 1 else ("cand_logits", cand)
-        raise bad_row(name, row, side[row])
+        raise bad_row(name, row, np.asarray(side[row], dtype=np.float32))
     return out, ints
 
 
@@ -377,7 +380,7 @@ def rows(
 def rows_peer(
     ref: npt.NDArray[Any], cand: npt.NDArray[Any], tokens: npt.NDArray[np.int64]
 ) -> dict[str, npt.NDArray[Any]]:
-    """Only `PEER_FIELDS`: what llama.cpp's perplexity tool has of a position, for benchmarks and light runs."""
+    """Only `PEER_FIELDS`: what llama.cpp's perplexity tool has, for benchmarks and light runs."""
     out, ints = _run(ref, cand, tokens, 1, False)
     nll_ref, nll_cand = out[:, _NLL_P].copy(), out[:, _NLL_Q].copy()
     return {
