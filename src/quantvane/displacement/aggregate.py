@@ -170,8 +170,8 @@ class _Rows:
         if by is None:
             return made
         for low, high in pairwise(edges):
-            last = high == edges[-1]
-            among = (by >= low) & ((by <= high) if last else (by < high))
+            # the last bucket is open above: a probability may exceed 1 by rounding
+            among = by >= low if high == edges[-1] else (by >= low) & (by < high)
             name = f"{kind} {low}"
             self.add(name, kld, "log", among)
             made.append((name, low, high, int(np.count_nonzero(among))))

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from scipy import stats
 
 from quantvane.displacement._columns import Columns, interval_of
-from quantvane.stats.resampling import Resampling, ratio_intervals, ratio_standard_error, t_interval
+from quantvane.stats.resampling import Resampling, ratio_intervals, ratio_standard_error
 from quantvane.types import FloatArray, Interval
 
 __all__ = ["Rank", "compare_candidates"]
@@ -64,9 +64,9 @@ def compare_candidates(
 
     Every pair is compared position by position: d = mean(kld_a − kld_b), se linearised over clusters,
     p = 2·P(t_{G−1} > |d|/se), and the p-values of all k(k−1)/2 pairs are adjusted by Holm's step-down rule.
-    Two candidates are tied when their adjusted p exceeds 1 − level (equivalently: the interval at Holm's
-    level for that pair contains 0), when |d| ≤ ``floor``, or when there are fewer than 2 clusters to judge
-    by. A candidate with an infinite mean is behind every finite one and tied with other infinite ones.
+    Two candidates are tied when their adjusted p exceeds 1 − level, when the interval of d contains 0, when
+    |d| ≤ ``floor``, or when there are fewer than 2 clusters to judge by. A candidate with an infinite mean is
+    behind every finite one and tied with other infinite ones.
 
     Args:
         klds: name → (T,) per-token kld (nats), same positions for all.
@@ -88,14 +88,14 @@ def compare_candidates(
     means = {name: _mean(table, kld, draws, level) for name, kld in values.items()}
     order = sorted(means, key=lambda name: (means[name].value, name))
     pairs = list(combinations(order, 2))  # (better, worse)
-    differences = {pair: _difference(table, values, pair, level) for pair in pairs}
+    differences = _differences(table, values, pairs, draws, level)
     adjusted = dict(zip(pairs, _holm([p for _, p in differences.values()]), strict=True))
     least = floor if floor is not None and not math.isnan(floor) else -math.inf
 
     def tied(pair: tuple[str, str]) -> bool:
-        distance = abs(differences[pair][0].value)
+        d = differences[pair][0]
         # "not (p ≤ α)": an unknown p (NaN) separates nothing
-        return distance <= least or not adjusted[pair] <= 1 - level
+        return abs(d.value) <= least or d.low <= 0 <= d.high or not adjusted[pair] <= 1 - level
 
     out = []
     for i, name in enumerate(order):
@@ -124,25 +124,40 @@ def _mean(table: Columns, kld: FloatArray, draws: Resampling, level: float) -> I
     return ratio_intervals(*sums, ["log"], draws, level)[0]
 
 
-def _difference(
-    table: Columns, values: Mapping[str, FloatArray], pair: tuple[str, str], level: float
-) -> tuple[Interval, float]:
-    """(worse − better with its interval, p-value)."""
-    better, worse = (values[name] for name in pair)
-    infinite = [not np.isfinite(x).all() for x in (better, worse)]
-    if any(infinite):
-        # behind by any measure, unless both are infinite: then there is no difference to speak of
-        reason = "both means are infinite" if all(infinite) else "the mean is infinite"
-        apart = math.nan if all(infinite) else math.inf
-        return Interval(apart, reason=reason, level=level), math.nan if all(infinite) else 0.0
-    value, error, groups = ratio_standard_error(table.sums(worse - better), table.sums(None))
-    interval = t_interval(value, error, groups, level)
+def _differences(
+    table: Columns,
+    values: Mapping[str, FloatArray],
+    pairs: list[tuple[str, str]],
+    draws: Resampling,
+    level: float,
+) -> dict[tuple[str, str], tuple[Interval, float]]:
+    """Pair (better, worse) → (worse − better with its interval, p-value)."""
+    finite = {name: bool(np.isfinite(kld).all()) for name, kld in values.items()}
+    out: dict[tuple[str, str], tuple[Interval, float]] = {}
+    rows = []
+    for better, worse in pairs:
+        if finite[better] and finite[worse]:
+            rows.append(((better, worse), table.sums(values[worse] - values[better])))
+        elif finite[better]:
+            out[better, worse] = Interval(math.inf, reason="the mean is infinite", level=level), 0.0
+        else:
+            out[better, worse] = Interval(math.nan, reason="both means are infinite", level=level), math.nan
+    if rows:
+        totals = np.array([sums for _, sums in rows])
+        sizes = np.tile(table.sums(None), (len(rows), 1))
+        made = ratio_intervals(totals, sizes, ["real"] * len(rows), draws, level)
+        for (pair, sums), interval in zip(rows, made, strict=True):
+            out[pair] = interval, _p_value(*ratio_standard_error(sums, table.sums(None)))
+    return out
+
+
+def _p_value(value: float, error: float, groups: int) -> float:
+    """Two-sided, of a mean difference of 0; NaN below 2 clusters."""
     if groups < 2:
-        return interval, math.nan
+        return math.nan
     if error == 0:
-        note = "no variation between clusters: an interval of no width"
-        return Interval(value, value, value, note, level), 1.0 if value == 0 else 0.0
-    return interval, float(2 * stats.t.sf(abs(value) / error, groups - 1))
+        return 1.0 if value == 0 else 0.0
+    return float(2 * stats.t.sf(abs(value) / error, groups - 1))
 
 
 def _holm(p: list[float]) -> list[float]:

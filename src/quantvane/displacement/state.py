@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from quantvane.displacement.aggregate import Aggregate, aggregate
+from quantvane.displacement.aggregate import aggregate
+from quantvane.displacement.summary import Aggregate
 from quantvane.errors import DataError
 
 __all__ = ["DisplacementState"]

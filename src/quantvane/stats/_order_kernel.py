@@ -39,31 +39,27 @@ def order_replicates(
             total += counts[b, g] * sizes[g]
         j = 0
         seen = 0  # weight of the values passed so far
-        upper = 0.0  # the higher of the two neighbours, once met
-        have_upper = False
+        above = 0.0  # the value drawn last, next larger to the current one
         for i in range(descending.size):
             weight = counts[b, owner[i]]
             if weight == 0:
                 continue
-            seen += weight
+            value = descending[i]
             while j < falling.size:
                 place = falling[j] * (total - 1)
                 floor = int(place)
                 share = place - floor
-                from_top = total - 1 - floor
-                if not have_upper:
-                    if seen <= max(from_top - 1, 0):
-                        break
-                    upper = descending[i]
-                    have_upper = True
-                if seen <= from_top:
+                from_top = total - 1 - floor  # of the lower neighbour, 0 being the largest
+                if seen + weight <= from_top:
                     break
+                upper = value if from_top > seen else above
                 # equal neighbours apart: ∞ − ∞ must not become NaN
-                if share == 0.0 or upper == descending[i]:
-                    out[b, j] = descending[i]
+                if share == 0.0 or upper == value:
+                    out[b, j] = value
                 else:
-                    out[b, j] = descending[i] + (upper - descending[i]) * share
-                have_upper = False
+                    out[b, j] = value + (upper - value) * share
                 j += 1
             if j == falling.size:
                 break
+            seen += weight
+            above = value

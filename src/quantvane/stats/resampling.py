@@ -4,7 +4,9 @@ Every estimate here is a ratio of sums over clusters, θ = Σ_g T_g / Σ_g N_g, 
 and the linearised standard error se = √(G/(G−1) · Σ e_g²) / Σ N_g. How the interval is made depends on
 the scale (measured coverages: docs/intervals.md):
 
-- ``real``: θ ± t_{G−1}·se. For signed means: differences, Δp, ln PPL ratio.
+- ``real``: the hull of Student's θ ± t_{G−1}·se and of bootstrap-t's θ − t*·se, t* the bootstrap quantiles of
+  (θ* − θ)/se*. For signed means: differences, Δp, ln PPL ratio. Student's is short for skewed differences,
+  bootstrap-t for symmetric heavy-tailed ones; which of the two a difference is cannot be told from the data.
 - ``log``: θ·exp(−t*·se/θ), t* the bootstrap quantiles of (ln θ* − ln θ)/(se*/θ*) (bootstrap-t). For
   non-negative, skewed means: KLD and its kin.
 - ``logit``: logit⁻¹(logit θ ± t_{G−1}·se/(θ(1−θ))). For shares and agreement.
@@ -156,14 +158,14 @@ def ratio_intervals(
         totals: (K, G) sums of each quantity over each cluster.
         sizes: (K, G) number of tokens behind each sum; rows may differ (subsets of tokens).
         scales: (K,) which method, see the module's table.
-        resampling: draws for the ``log`` rows; its ``clusters`` is G.
+        resampling: draws for the ``log`` and ``real`` rows; its ``clusters`` is G.
         level: nominal coverage.
 
     Returns:
         K intervals. Infinite sums, empty rows and fewer than 2 clusters give NaN ends and a reason; no
         variation between clusters gives an interval of no width and a reason.
 
-    Cost: O(B·G·K) for the ``log`` rows, memory O(64·(G + K) + B·K).
+    Cost: O(B·G·K), memory O(64·(G + K) + B·K).
     """
     if totals.shape != sizes.shape or totals.shape != (len(scales), resampling.clusters):
         raise DataError(
@@ -176,11 +178,15 @@ def ratio_intervals(
     todo = [
         k
         for k, (theta, error, groups) in enumerate(basic)
-        if scales[k] == "log" and theta > 0 and error > 0 and groups >= FEW_CLUSTERS
+        if error > 0
+        and groups >= FEW_CLUSTERS
+        and (scales[k] == "real" or (scales[k] == "log" and theta > 0))
     ]
-    tails = {}
+    tails: dict[int, tuple[float, float]] = {}
     if todo:
-        tails = dict(zip(todo, _log_t_tails(totals[todo], sizes[todo], resampling, level), strict=True))
+        logs = np.array([scales[k] == "log" for k in todo])
+        found = _t_tails(totals[todo], sizes[todo], logs, resampling, level)
+        tails = dict(zip(todo, found, strict=True))
     out = []
     for k, (theta, error, groups) in enumerate(basic):
         plain = _plain_case(theta, error, groups, scales[k], level)
@@ -192,7 +198,7 @@ def ratio_intervals(
             logit = t_interval(float(special.logit(theta)), error / (theta * (1 - theta)), groups, level)
             out.append(replace(mapped(logit, lambda x: float(special.expit(x))), value=theta))
         else:
-            out.append(t_interval(theta, error, groups, level))
+            out.append(_hull(t_interval(theta, error, groups, level), error, tails.get(k)))
     return out
 
 
@@ -220,6 +226,13 @@ def _plain_case(theta: float, error: float, groups: int, scale: Scale, level: fl
     return Interval(theta, theta, theta, "no variation between clusters: an interval of no width", level)
 
 
+def _hull(student: Interval, error: float, tails: tuple[float, float] | None) -> Interval:
+    if tails is None or not all(map(math.isfinite, tails)):
+        return student
+    low, high = student.value - tails[1] * error, student.value - tails[0] * error
+    return replace(student, low=min(low, student.low), high=max(high, student.high))
+
+
 def _log_interval(
     theta: float, relative: float, groups: int, tails: tuple[float, float] | None, level: float
 ) -> Interval:
@@ -234,10 +247,14 @@ def _log_interval(
     return Interval(theta, low, high, note, level)
 
 
-def _log_t_tails(
-    totals: FloatArray, sizes: FloatArray, resampling: Resampling, level: float
+def _t_tails(
+    totals: FloatArray,
+    sizes: FloatArray,
+    logs: npt.NDArray[np.bool_],
+    resampling: Resampling,
+    level: float,
 ) -> list[tuple[float, float]]:
-    """Bootstrap quantiles of t* = (ln θ* − ln θ)/(se*/θ*); NaN where it is undefined too often."""
+    """Bootstrap quantiles of t*, on the log scale where ``logs``; NaN where it is undefined too often."""
     theta = totals.sum(axis=1) / sizes.sum(axis=1)
     groups = np.count_nonzero(sizes > 0, axis=1)
     # sums of residuals, not of totals: no cancellation when clusters differ little
@@ -248,14 +265,14 @@ def _log_t_tails(
     for block in resampling.counts():
         counts = block.astype(np.float64)
         r, n, rr, rn, nn = (counts @ x for x in terms)
-        with np.errstate(divide="ignore", invalid="ignore"):
+        with np.errstate(all="ignore"):
             shift = r / n
             squares = rr - 2 * shift * rn + shift**2 * nn
             error = np.sqrt(np.maximum(squares, 0) * groups / (groups - 1)) / n
             again = theta + shift
-            stat = np.log(again / theta) * again / error
+            stat = np.where(logs, np.log(again / theta) * again, shift) / error
         # a resample whose clusters all agree has an error of pure rounding
-        stat[~((again > 1e-12 * theta) & (squares > 1e-12 * rr))] = np.nan
+        stat[~((squares > 1e-12 * rr) & (~logs | (again > 1e-12 * theta)))] = np.nan
         t[start : start + len(block)] = stat
         start += len(block)
     tails = []
