@@ -185,6 +185,7 @@ def odd() -> dict[str, Any]:
     third["bits_per_weight"] = None
     third["tensor_types"] = None
     fourth["label"] = fourth["name"] = 'quote"\' & \ud800 <b>bold</b>'
+    summary["candidates"][4]["tied_with"] = [fourth["name"]]
     fourth["top1_agreement"] = {"value": None, "ci": None, "reason": "only top-k log-probabilities"}
     summary["noise_floor"] = {"kld_mean": 0.0, "how": "same run twice"}
     return copy.deepcopy(summary)

@@ -18,6 +18,7 @@ from .numbers import number, percent
 from .readings import Summary
 from .scales import Axis, choose_axis, place_labels
 from .tables import Row
+from .words import floor_words
 from .theme import FLOOR, INK, MUTED, PAPER, SERIES, STEPS, TYPES, finish, text_on, x_axis, y_axis
 
 __all__ = [
@@ -37,16 +38,6 @@ _NATS = "nats per token"
 def _floor(summary: Summary) -> float | None:
     value = summary.floor.value
     return value if math.isfinite(value) else None
-
-
-def floor_words(summary: Summary) -> str:
-    """The noise floor in one sentence part, its absence included."""
-    floor, how = summary.floor, f" ({summary.floor_how})" if summary.floor_how else ""
-    if not floor.known:
-        return f"Noise floor unknown: {floor.reason}"
-    if floor.value == 0:
-        return f"Noise floor: exactly 0{how}"
-    return f"Noise floor: mean KLD {number(floor.value)}{how}"
 
 
 def _floor_subtitle(summary: Summary, axis: Axis, drawn_as: str) -> list[str]:
