@@ -1,4 +1,4 @@
-"""Logits as llama-perplexity computes them: same context settings and batches, through llama.cpp's C interface.
+"""Logits as llama-perplexity computes them: the same context settings and batches, in llama.cpp itself.
 
 Only for tests that compare with files and printouts of that tool.
 """
@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 # With the tool's default of 2048 a chunk may be cut across micro-batches of 512 tokens; its tail then passes
-# through another attention kernel, whose logits differ by about 1e-3. The files compared with hold uncut chunks.
+# through another attention kernel, whose logits differ by about 1e-3. The golden files come from uncut chunks.
 N_BATCH = 512
 
 

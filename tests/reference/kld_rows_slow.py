@@ -15,7 +15,7 @@ _libm.expf.argtypes = [ctypes.c_float]
 
 
 def f32(value: float) -> float:
-    """Round a double to float32; one + − × ÷ of float32 values in double, then rounded, is the float32 result."""
+    """Round to float32. One + − × ÷ of float32 values in double, then this, is the float32 operation."""
     return float(np.float32(value))
 
 
