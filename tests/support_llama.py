@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 # With the tool's default of 2048 a chunk may be cut across micro-batches of 512 tokens; its tail then passes
-# through another attention kernel, whose logits differ by about 1e-3. The golden files come from uncut chunks.
+# through another attention kernel, whose logits differ by about 1e-3. The golden files hold uncut chunks.
 N_BATCH = 512
 
 
