@@ -78,26 +78,29 @@ def _atoms(x1: FloatArray, known: FloatArray, tail: list[tuple[FloatArray, Float
     return solve_atoms(x1, sizes, masses)
 
 
+def _capped(rest: FloatArray, cap: FloatArray, unlisted: float) -> FloatArray:
+    """The mass left for unlisted entries, within what they can hold (rounding may put it a little outside)."""
+    held = np.maximum(rest, 0.0)
+    if math.isfinite(unlisted):
+        held = np.minimum(held, unlisted * cap)
+    out: FloatArray = np.where(cap > 0.0, held, 0.0)
+    return out
+
+
 def _lower(top: TopK) -> FloatArray:
     x1, known = _known(top, np.exp(-top.rounding))
-    rest = np.maximum(top.rest - np.expm1(top.rounding) * (1.0 - top.rest), 0.0)  # 1 − e^η Σp
-    if top.unlisted == 0.0:
-        rest = np.zeros_like(rest)
-    # Clipped for the sake of rows that sit on the feasible set's edge by rounding.
-    even = np.minimum(rest / top.unlisted if top.unlisted > 0 else rest, x1)
-    return np.minimum(_atoms(x1, known, [(even, rest)]), 0.5)
+    left = top.rest - np.expm1(top.rounding) * (1.0 - top.rest)  # 1 − e^η Σp
+    rest = _capped(left, top.cap * np.exp(top.rounding), top.unlisted)
+    even = rest / max(top.unlisted, 1.0)  # 0 where V is unknown: spread infinitely thin
+    return np.minimum(_atoms(x1, known, [(np.minimum(even, x1), rest)]), 0.5)
 
 
 def _upper(top: TopK) -> FloatArray:
-    grow = np.exp(top.rounding)
-    x1, known = _known(top, grow)
-    cap = top.cap * grow
-    rest = np.maximum(top.rest - np.expm1(-top.rounding) * (1.0 - top.rest), 0.0)  # 1 − e^{−η} Σp
-    if math.isfinite(top.unlisted):
-        rest = np.minimum(rest, top.unlisted * cap)
-    rest = np.where(cap > 0.0, rest, 0.0)
+    x1, known = _known(top, np.exp(top.rounding))
+    cap = top.cap * np.exp(top.rounding)
+    rest = _capped(top.rest - np.expm1(-top.rounding) * (1.0 - top.rest), cap, top.unlisted)  # 1 − e^{−η} Σp
     safe = np.where(cap > 0.0, cap, 1.0)
-    copies = np.floor(rest / safe)
-    remainder = np.clip(rest - copies * safe, 0.0, cap)
-    value = _atoms(x1, known, [(cap, copies * safe), (remainder, remainder)])
+    copies = np.floor(rest / safe) * safe
+    remainder = np.clip(rest - copies, 0.0, cap)
+    value = _atoms(x1, known, [(cap, copies), (remainder, remainder)])
     return np.minimum(value, 0.5)

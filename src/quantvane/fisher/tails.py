@@ -99,8 +99,7 @@ def read_topk(logp: FloatArray, vocab_size: int | None, rounding: float, name: s
             log_mass = np.log1p(-rest)
             logp = logp - log_mass[:, None]
             p = np.exp(logp)
-            cap = p.min(axis=-1)
-        rest = np.zeros(n)
+            cap, rest = p.min(axis=-1), np.zeros(n)
     else:
         eta = np.maximum(eta, np.where(rest < 0.0, -rest, 0.0))
     return TopK(logp, p, rest, cap, eta, unlisted, valid)
