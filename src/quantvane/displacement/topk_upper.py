@@ -24,8 +24,9 @@ def supremum(pair: TopKPair) -> FloatArray:
     rest = np.where((pair.p_cap > 0.0) & (pair.p_rest > MASS_EPS), pair.p_rest, 0.0)
     reach_r = (ref_only & (pair.p > 0.0)).any(axis=-1)
     reach_neither = (pair.neither > 0) & (rest > 0.0)
-    last = pair.q_rest - (open_q - 1.0) * pair.q_cap  # ρ
-    forced = last > MASS_EPS * np.maximum(1.0, open_q * pair.q_cap)
+    # ρ, less the rounding error of the difference: a smaller ρ only raises the bound.
+    last = pair.q_rest - (open_q - 1.0) * pair.q_cap - MASS_EPS * np.maximum(1.0, open_q * pair.q_cap)
+    forced = last > 0.0
     infinite = (reach_r | reach_neither) & ~forced
     infinite |= (pair.only_q & (pair.q <= 0.0)).any(axis=-1) & (rest > 0.0)
     infinite |= (np.isposinf(pair.log_ratio) & (pair.p > 0.0)).any(axis=-1)
