@@ -36,10 +36,10 @@ def print_comparison(result: Comparison, as_json: bool) -> None:
     if as_json:
         print_json(result.summary)
         return
-    from quantvane.report import terminal_table
+    from quantvane.report import table
 
     console = Console()
-    console.print(terminal_table(result.summary))
+    console.print(table(result.summary))
     floor = result.summary["noise_floor"]
     if floor.get("kld_mean") is not None:
         console.print(f"noise floor: mean KLD {floor['kld_mean']:.2g} ({floor['how']})", highlight=False)

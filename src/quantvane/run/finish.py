@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from quantvane.displacement.aggregate import aggregate, compare_candidates
+from quantvane.displacement.aggregate import aggregate
+from quantvane.displacement.ranking import compare_candidates
 from quantvane.errors import OutputError
 from quantvane.report import build_report
 from quantvane.run.measure import journal_path
