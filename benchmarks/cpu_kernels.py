@@ -2,8 +2,8 @@
 
 Prints one JSON document; ``--out FILE`` also writes it. Rows are like a language model's: a bulk of
 normal(0, 2.5) and about five entries raised by 9; the candidate adds normal(0, 0.3). Every figure is the
-fastest of ``--repeat`` calls on rows that do not fit in the last-level cache, by the thread's own CPU time, so
-that other work on the machine disturbs it less; the load at the start is recorded.
+fastest of ``--repeat`` calls on rows that do not fit in the last-level cache, by the thread's own CPU time,
+so that other work on the machine disturbs it less; the load at the start is recorded.
 
     python benchmarks/cpu_kernels.py --out benchmarks/results/cpu_kernels.json
 """

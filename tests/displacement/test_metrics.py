@@ -143,6 +143,17 @@ def test_a_constant_shift_changes_nothing(backend):
 
 
 @backends
+def test_rows_at_different_offsets_lose_nothing(backend):
+    """x − y is not exact in float32 when the sides lie 50 apart: the kernel must centre each side first."""
+    ref, cand, tokens = logits(np.random.default_rng(12), 8, 4099, noise=1.0)
+    cand = (cand + 50.3).astype(np.float32)
+    expected = twin(ref, cand, tokens, dense=False)
+    got = token_metrics(ref, cand, tokens, backend)
+    for name in ["kld", "kld_rev", "jsd", "tv"]:
+        np.testing.assert_allclose(getattr(got, name), expected[name], rtol=5e-7, err_msg=name)
+
+
+@backends
 @pytest.mark.parametrize("vocab", [2, 17, 4099])
 def test_swapping_the_sides_swaps_the_fields(backend, vocab):
     ref, cand, tokens = logits(np.random.default_rng(6), 5, vocab, noise=1.0)
@@ -274,6 +285,34 @@ def test_sharded_equals_unsharded(backend, cuts):
         joined = np.concatenate([getattr(part, name) for part in parts])
         np.testing.assert_array_equal(joined, getattr(whole, name), err_msg=name)
         assert joined.dtype == getattr(whole, name).dtype
+
+
+@pytest.mark.parametrize("threads", ["1", "2", "5"])
+def test_threads_do_not_change_results(monkeypatch, threads):
+    ref, cand, tokens = logits(np.random.default_rng(13), 23, 700)
+    whole = token_metrics(ref, cand, tokens, "numba")
+    monkeypatch.setenv("NUMBA_NUM_THREADS", threads)
+    again = token_metrics(ref, cand, tokens, "numba")
+    for name in TOKEN_FIELDS:
+        np.testing.assert_array_equal(getattr(again, name), getattr(whole, name), err_msg=name)
+
+
+@pytest.mark.parametrize("vocab", [1, 2, 257, 4099])
+def test_peer_fields_are_the_same_numbers(vocab):
+    from quantvane.displacement.ops.numba_rows import PEER_FIELDS, rows_peer
+
+    ref, cand, tokens = logits(np.random.default_rng(14), 7, vocab)
+    if vocab > 2:
+        ref[1, 0], cand[2, 0] = -np.inf, -np.inf
+    full, light = token_metrics(ref, cand, tokens, "numba"), rows_peer(ref, cand, tokens)
+    assert tuple(light) == PEER_FIELDS
+    for name, values in light.items():
+        if name == "kld":
+            np.testing.assert_allclose(values, full.kld, rtol=1e-6, atol=1e-12)
+        else:
+            np.testing.assert_array_equal(values, getattr(full, name), err_msg=name)
+    same = rows_peer(ref, ref, tokens)
+    assert (same["kld"] == 0).all()
 
 
 @backends

@@ -134,9 +134,9 @@ def _log_prob(x: Any, high: Any, low: Any) -> Any:
 
 
 @njit(**_INLINE)  # type: ignore[untyped-decorator]
-def _distance(x: Any, y: Any, high: Any, low: Any) -> Any:
+def _distance(x: Any, y: Any, norms: Any) -> Any:
     """t = ln p − ln q and |t|, the latter `_HUGE` for ±∞ and for ∞ − ∞."""
-    t = ((x - y) - high) - low
+    t = (((x - norms[6]) - (y - norms[7])) - norms[4]) - norms[5]
     u = abs(t)
     return t, (u if u < _HUGE else _HUGE)
 
@@ -147,13 +147,15 @@ def forward_kl(x: Any, y: Any, norms: Any) -> Any:
 
     Args:
         x, y: (n,) float32 logits.
-        norms: (6,) float32, high and low word of ln Σe^x, of ln Σe^y, and of their difference.
+        norms: (8,) float32: high and low word of ln Σe^x, and of ln Σe^y; an offset of x, and one of y, in
+            the last two places; in between, the two words of ln Σe^x − ln Σe^y less those offsets. Offsets
+            are 0 where the rows lie close, for then x − y is exact.
     """
-    ph, pl, qh, ql, th, tl = norms[0], norms[1], norms[2], norms[3], norms[4], norms[5]
+    ph, pl, qh, ql = norms[0], norms[1], norms[2], norms[3]
     kld = _ZERO
     for i in range(x.size):
         lp, lq = _log_prob(x[i], ph, pl), _log_prob(y[i], qh, ql)
-        t, u = _distance(x[i], y[i], th, tl)
+        t, u = _distance(x[i], y[i], norms)
         h = _exp(lp if lp > lq else lq)
         left, gone, alpha = _decay(u)
         beta = gone * gone - left * alpha
@@ -170,11 +172,11 @@ def divergences(x: Any, y: Any, norms: Any, p: Any, q: Any, acc: Any) -> None:
         p, q: (≥ n,) float32, overwritten.
         acc: (≥ 7,) float64: kld, kld_rev, 2·jsd, 2·tv, 2·h2, entropy of p, of q.
     """
-    ph, pl, qh, ql, th, tl = norms[0], norms[1], norms[2], norms[3], norms[4], norms[5]
+    ph, pl, qh, ql = norms[0], norms[1], norms[2], norms[3]
     kld, rev, jsd, tv, h2, ent_p, ent_q = _ZERO, _ZERO, _ZERO, _ZERO, _ZERO, _ZERO, _ZERO
     for i in range(x.size):
         lp, lq = _log_prob(x[i], ph, pl), _log_prob(y[i], qh, ql)
-        t, u = _distance(x[i], y[i], th, tl)
+        t, u = _distance(x[i], y[i], norms)
         h = _exp(lp if lp > lq else lq)
         root, half, over = _decay(_HALF * u)  # of e^{−u/2}, from which those of e^{−u} follow without loss
         left = root * root

@@ -243,6 +243,15 @@ def _words(norms: Any, at: Any, value: Any) -> None:
 
 
 @njit(**JIT)  # type: ignore[untyped-decorator]
+def _shift(norms: Any, top_x: Any, top_y: Any, difference: Any) -> None:
+    """Offsets and normaliser of t = ln p − ln q: `divergences`, ``norms``."""
+    far = abs(top_x - top_y) > 4.0
+    norms[6] = np.float32(top_x if far else 0.0)
+    norms[7] = np.float32(top_y if far else 0.0)
+    _words(norms, 4, difference if far else (top_x - top_y) + difference)
+
+
+@njit(**JIT)  # type: ignore[untyped-decorator]
 def _rows(x2: Any, y2: Any, tokens: Any, k: Any, full: Any, out: Any, ints: Any, fault: Any) -> None:
     """Rows x2, y2 (T, V) float32 → out (T, 14), ints (T, 3), fault (T,).
 
@@ -258,7 +267,7 @@ def _rows(x2: Any, y2: Any, tokens: Any, k: Any, full: Any, out: Any, ints: Any,
     val_x, val_y = np.empty(keep, np.float32), np.empty(keep, np.float32)
     idx_x, idx_y = np.empty(keep, np.int64), np.empty(keep, np.int64)
     large = np.empty(vocab if full else 0, np.float64)
-    norms, acc = np.empty(6, np.float32), np.empty(17, np.float64)
+    norms, acc = np.empty(8, np.float32), np.empty(17, np.float64)
     for row in range(x2.shape[0]):
         x, y, token = x2[row], y2[row], tokens[row]
         top_x, rest_x, low_x = _normaliser(x, high_x, pad_x)
@@ -272,7 +281,7 @@ def _rows(x2: Any, y2: Any, tokens: Any, k: Any, full: Any, out: Any, ints: Any,
         lse_x, lse_y = np.float64(top_x) + norm_x, np.float64(top_y) + norm_y
         _words(norms, 0, lse_x)
         _words(norms, 2, lse_y)
-        _words(norms, 4, (np.float64(top_x) - np.float64(top_y)) + (norm_x - norm_y))
+        _shift(norms, np.float64(top_x), np.float64(top_y), norm_x - norm_y)
         ints[row, 0] = idx_x[0]
         ints[row, 1] = idx_y[0]
         out[row, _NLL_P] = (np.float64(top_x) - np.float64(x[token])) + norm_x
