@@ -89,7 +89,7 @@ def compare_candidates(
     order = sorted(means, key=lambda name: (means[name].value, name))
     pairs = list(combinations(order, 2))  # (better, worse)
     differences = _differences(table, values, pairs, draws, level)
-    adjusted = dict(zip(pairs, _holm([p for _, p in differences.values()]), strict=True))
+    adjusted = dict(zip(pairs, _holm([differences[pair][1] for pair in pairs]), strict=True))
     least = floor if floor is not None and not math.isnan(floor) else -math.inf
 
     def tied(pair: tuple[str, str]) -> bool:
