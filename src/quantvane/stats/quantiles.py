@@ -46,7 +46,7 @@ def quantile_replicates(
         probabilities: (Q,) in [0, 1].
         resampling: draws; its ``clusters`` is G.
 
-    Cost: one sort, then O(n) per resample in compiled threads; memory O(n + 64·G + B·Q).
+    Cost: one sort, then O(n) per resample in compiled threads; memory O(2²⁰ + n + G + B·Q).
     """
     probs = np.asarray(probabilities, dtype=np.float64)
     if not np.all((probs >= 0) & (probs <= 1)):

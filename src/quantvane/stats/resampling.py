@@ -45,7 +45,7 @@ __all__ = [
 FEW_CLUSTERS = 8
 """Below this many clusters an interval carries a note, and bootstrap-t gives way to Student's t."""
 
-_BLOCK = 64  # resamples held at once: counts are (64, G), never (resamples, tokens)
+_CELLS = 1 << 20  # counts held at once, (rows, G): never (resamples, tokens)
 _DROPPED = 0.05  # share of unusable resamples above which bootstrap-t is not trusted
 
 Scale = Literal["real", "log", "logit"]
@@ -77,8 +77,9 @@ class Resampling:
     def counts(self) -> Iterator[npt.NDArray[np.int64]]:
         """Blocks (b, G) of multinomial counts: how often each cluster was drawn; every row sums to G."""
         rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([self.seed, self.clusters])))
-        for start in range(0, self.resamples, _BLOCK):
-            rows = min(_BLOCK, self.resamples - start)
+        step = max(1, _CELLS // self.clusters)
+        for start in range(0, self.resamples, step):
+            rows = min(step, self.resamples - start)
             # G draws with replacement, counted: a multinomial, much faster than one binomial per cluster
             drawn = rng.integers(0, self.clusters, size=(rows, self.clusters))
             drawn += np.arange(rows)[:, None] * self.clusters
@@ -165,7 +166,7 @@ def ratio_intervals(
         K intervals. Infinite sums, empty rows and fewer than 2 clusters give NaN ends and a reason; no
         variation between clusters gives an interval of no width and a reason.
 
-    Cost: O(B·G·K), memory O(64·(G + K) + B·K).
+    Cost: O(B·G·K), memory O(2²⁰ + G·K + B·K).
     """
     if totals.shape != sizes.shape or totals.shape != (len(scales), resampling.clusters):
         raise DataError(
