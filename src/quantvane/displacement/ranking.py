@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+from scipy import special
 
 from quantvane.displacement._columns import Columns, interval_of
 from quantvane.stats.resampling import Resampling, ratio_intervals, ratio_standard_error
@@ -157,7 +157,7 @@ def _p_value(value: float, error: float, groups: int) -> float:
         return math.nan
     if error == 0:
         return 1.0 if value == 0 else 0.0
-    return float(2 * stats.t.sf(abs(value) / error, groups - 1))
+    return float(2 * special.stdtr(groups - 1, -abs(value) / error))
 
 
 def _holm(p: list[float]) -> list[float]:

@@ -25,7 +25,7 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy import special, stats
+from scipy import special
 
 from quantvane.errors import DataError
 from quantvane.types import FloatArray, Interval
@@ -112,7 +112,7 @@ def percentile_interval(value: float, replicates: FloatArray, clusters: int, lev
     """
     if clusters < 2:
         return _no_interval(value, clusters, level)
-    t = stats.t.ppf((1 + level) / 2, clusters - 1)
+    t = special.stdtrit(clusters - 1, (1 + level) / 2)
     tail = float(special.ndtr(-math.sqrt(clusters / (clusters - 1)) * t))
     # "inverted_cdf" takes an actual replicate: no ∞ − ∞ where replicates are infinite
     low, high = np.quantile(replicates, [tail, 1 - tail], method="inverted_cdf")
@@ -123,7 +123,7 @@ def t_interval(value: float, error: float, clusters: int, level: float = 0.95) -
     """value ± t_{(1+level)/2, G−1}·error; NaN with a reason below 2 clusters."""
     if clusters < 2:
         return _no_interval(value, clusters, level)
-    reach = float(stats.t.ppf((1 + level) / 2, clusters - 1)) * error
+    reach = float(special.stdtrit(clusters - 1, (1 + level) / 2)) * error
     return Interval(value, value - reach, value + reach, few_note(clusters), level)
 
 
@@ -241,7 +241,7 @@ def _log_interval(
     if tails is None or not all(map(math.isfinite, tails)):
         # too few clusters, or too many resamples without a single non-zero value
         note = note or "concentrated in few clusters"
-        reach = float(stats.t.ppf((1 + level) / 2, groups - 1))
+        reach = float(special.stdtrit(groups - 1, (1 + level) / 2))
         tails = (-reach, reach)
     # capped: an end beyond e^700 is no end at all
     low, high = (theta * math.exp(min(-t * relative, 700.0)) for t in (tails[1], tails[0]))
