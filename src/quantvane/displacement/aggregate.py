@@ -209,4 +209,4 @@ def _difference(a: npt.NDArray[Any] | None, b: npt.NDArray[Any] | None) -> npt.N
 
 
 def _exp(x: float) -> float:
-    return math.exp(x) if x < 700 else math.inf
+    return math.inf if x >= 700 else math.exp(x)

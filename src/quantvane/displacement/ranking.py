@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+from scipy import special
 
 from quantvane.displacement._columns import Columns, interval_of
 from quantvane.stats.resampling import Resampling, ratio_intervals, ratio_standard_error
@@ -89,7 +89,7 @@ def compare_candidates(
     order = sorted(means, key=lambda name: (means[name].value, name))
     pairs = list(combinations(order, 2))  # (better, worse)
     differences = _differences(table, values, pairs, draws, level)
-    adjusted = dict(zip(pairs, _holm([p for _, p in differences.values()]), strict=True))
+    adjusted = dict(zip(pairs, _holm([differences[pair][1] for pair in pairs]), strict=True))
     least = floor if floor is not None and not math.isnan(floor) else -math.inf
 
     def tied(pair: tuple[str, str]) -> bool:
@@ -157,7 +157,7 @@ def _p_value(value: float, error: float, groups: int) -> float:
         return math.nan
     if error == 0:
         return 1.0 if value == 0 else 0.0
-    return float(2 * stats.t.sf(abs(value) / error, groups - 1))
+    return float(2 * special.stdtr(groups - 1, -abs(value) / error))
 
 
 def _holm(p: list[float]) -> list[float]:

@@ -38,20 +38,16 @@ def order_replicates(
         for g in range(groups):
             total += counts[b, g] * sizes[g]
         j = 0
+        place = falling[0] * (total - 1)
+        from_top = total - 1 - int(place)  # of the lower neighbour, 0 being the largest value
         seen = 0  # weight of the values passed so far
         above = 0.0  # the value drawn last, next larger to the current one
         for i in range(descending.size):
-            weight = counts[b, owner[i]]
-            if weight == 0:
-                continue
             value = descending[i]
-            while j < falling.size:
-                place = falling[j] * (total - 1)
-                floor = int(place)
-                share = place - floor
-                from_top = total - 1 - floor  # of the lower neighbour, 0 being the largest
-                if seen + weight <= from_top:
-                    break
+            weight = counts[b, owner[i]]
+            after = seen + weight
+            while after > from_top:
+                share = place - int(place)
                 upper = value if from_top > seen else above
                 # equal neighbours apart: ∞ − ∞ must not become NaN
                 if share == 0.0 or upper == value:
@@ -59,7 +55,11 @@ def order_replicates(
                 else:
                     out[b, j] = value + (upper - value) * share
                 j += 1
+                if j == falling.size:
+                    break
+                place = falling[j] * (total - 1)
+                from_top = total - 1 - int(place)
             if j == falling.size:
                 break
-            seen += weight
-            above = value
+            seen = after
+            above = value if weight > 0 else above

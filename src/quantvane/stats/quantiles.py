@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+from scipy import special
 
 from quantvane.errors import DataError
 from quantvane.stats._order_kernel import order_replicates
@@ -46,7 +46,7 @@ def quantile_replicates(
         probabilities: (Q,) in [0, 1].
         resampling: draws; its ``clusters`` is G.
 
-    Cost: one sort, then O(n) per resample in compiled threads; memory O(n + 64·G + B·Q).
+    Cost: one sort, then O(n) per resample in compiled threads; memory O(2²⁰ + n + G + B·Q).
     """
     probs = np.asarray(probabilities, dtype=np.float64)
     if not np.all((probs >= 0) & (probs <= 1)):
@@ -98,7 +98,7 @@ def quantile_intervals(
     if groups < 2:
         return [percentile_interval(q, values, groups, level) for q in points]
     replicates = quantile_replicates(values, owner, probabilities, resampling)
-    reach = float(stats.t.ppf((1 + level) / 2, groups - 1)) * math.sqrt(groups / (groups - 1))
+    reach = float(special.stdtrit(groups - 1, (1 + level) / 2)) * math.sqrt(groups / (groups - 1))
     out = []
     for point, p, column in zip(points, probabilities, replicates.T, strict=True):
         notes = [few_note(groups)]

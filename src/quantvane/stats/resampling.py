@@ -25,7 +25,7 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy import special, stats
+from scipy import special
 
 from quantvane.errors import DataError
 from quantvane.types import FloatArray, Interval
@@ -45,7 +45,7 @@ __all__ = [
 FEW_CLUSTERS = 8
 """Below this many clusters an interval carries a note, and bootstrap-t gives way to Student's t."""
 
-_BLOCK = 64  # resamples held at once: counts are (64, G), never (resamples, tokens)
+_CELLS = 1 << 20  # counts held at once, (rows, G): never (resamples, tokens)
 _DROPPED = 0.05  # share of unusable resamples above which bootstrap-t is not trusted
 
 Scale = Literal["real", "log", "logit"]
@@ -77,8 +77,9 @@ class Resampling:
     def counts(self) -> Iterator[npt.NDArray[np.int64]]:
         """Blocks (b, G) of multinomial counts: how often each cluster was drawn; every row sums to G."""
         rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([self.seed, self.clusters])))
-        for start in range(0, self.resamples, _BLOCK):
-            rows = min(_BLOCK, self.resamples - start)
+        step = max(1, _CELLS // self.clusters)
+        for start in range(0, self.resamples, step):
+            rows = min(step, self.resamples - start)
             # G draws with replacement, counted: a multinomial, much faster than one binomial per cluster
             drawn = rng.integers(0, self.clusters, size=(rows, self.clusters))
             drawn += np.arange(rows)[:, None] * self.clusters
@@ -111,7 +112,7 @@ def percentile_interval(value: float, replicates: FloatArray, clusters: int, lev
     """
     if clusters < 2:
         return _no_interval(value, clusters, level)
-    t = stats.t.ppf((1 + level) / 2, clusters - 1)
+    t = special.stdtrit(clusters - 1, (1 + level) / 2)
     tail = float(special.ndtr(-math.sqrt(clusters / (clusters - 1)) * t))
     # "inverted_cdf" takes an actual replicate: no ∞ − ∞ where replicates are infinite
     low, high = np.quantile(replicates, [tail, 1 - tail], method="inverted_cdf")
@@ -122,7 +123,7 @@ def t_interval(value: float, error: float, clusters: int, level: float = 0.95) -
     """value ± t_{(1+level)/2, G−1}·error; NaN with a reason below 2 clusters."""
     if clusters < 2:
         return _no_interval(value, clusters, level)
-    reach = float(stats.t.ppf((1 + level) / 2, clusters - 1)) * error
+    reach = float(special.stdtrit(clusters - 1, (1 + level) / 2)) * error
     return Interval(value, value - reach, value + reach, few_note(clusters), level)
 
 
@@ -165,7 +166,7 @@ def ratio_intervals(
         K intervals. Infinite sums, empty rows and fewer than 2 clusters give NaN ends and a reason; no
         variation between clusters gives an interval of no width and a reason.
 
-    Cost: O(B·G·K), memory O(64·(G + K) + B·K).
+    Cost: O(B·G·K), memory O(2²⁰ + G·K + B·K).
     """
     if totals.shape != sizes.shape or totals.shape != (len(scales), resampling.clusters):
         raise DataError(
@@ -240,7 +241,7 @@ def _log_interval(
     if tails is None or not all(map(math.isfinite, tails)):
         # too few clusters, or too many resamples without a single non-zero value
         note = note or "concentrated in few clusters"
-        reach = float(stats.t.ppf((1 + level) / 2, groups - 1))
+        reach = float(special.stdtrit(groups - 1, (1 + level) / 2))
         tails = (-reach, reach)
     # capped: an end beyond e^700 is no end at all
     low, high = (theta * math.exp(min(-t * relative, 700.0)) for t in (tails[1], tails[0]))
