@@ -8,6 +8,7 @@ import os
 import select
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -19,6 +20,14 @@ FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
     "--disable-dev-shm-usage", "--disable-component-update", "--remote-debugging-pipe",
 )  # fmt: skip
+# The protocol wants its ends at descriptors 3 and 4; both move away first, they may lie there crossed.
+MOVE = """
+import fcntl, os, sys
+ends = [fcntl.fcntl(int(end), fcntl.F_DUPFD, 100) for end in sys.argv[1:3]]
+for end, place in zip(ends, (3, 4)):
+    os.dup2(end, place)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
 
 
 def find() -> str | None:
@@ -35,8 +44,7 @@ class Browser:
         self._profile = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         to_child, self._send = os.pipe()
         self._receive, from_child = os.pipe()
-        # The protocol wants its two ends at descriptors 3 and 4; a shell puts them there without a pre-exec hook.
-        command = ["sh", "-c", f'exec "$@" 3<&{to_child} 4>&{from_child}', "sh", binary, *FLAGS]
+        command = [sys.executable, "-c", MOVE, str(to_child), str(from_child), binary, *FLAGS]
         self._process = subprocess.Popen(
             [*command, f"--user-data-dir={self._profile.name}", "about:blank"],
             pass_fds=(to_child, from_child), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
@@ -89,7 +97,13 @@ class Browser:
 
     def open(self, page: Path, width: int, *, dark: bool = False, media: str = "screen") -> None:
         """Load a file at a viewport width and wait until it is done."""
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 600)
+        self.call(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=900,
+            deviceScaleFactor=1,
+            mobile=width < 600,
+        )
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", media=media, features=[scheme])
         self.events.clear()

@@ -7,17 +7,50 @@ from its standard errors; breakdowns by bucket and corpus are made up around the
 from __future__ import annotations
 
 import copy
+import functools
+import itertools
 from typing import Any
 
-# name: bpw, bytes, KLD mean, its se, median, p90, p95, p99, p99.9, max, top 5% mean, PPL, ln ratio, its se, same top, Δp rms
+from quantvane.report import build_report
+
+# name: bpw, bytes, KLD mean, its standard error, median, p90, p95, p99, p99.9, max, top 5% mean,
+#       PPL, ln PPL ratio, its standard error, same top, RMS Δp
 QUANTS: dict[str, tuple[float, ...]] = {
-    "Q8_0": (8.50, 10_980_000, 0.001653, 0.000043, 0.000646, 0.002327, 0.004435, 0.023339, 0.08092, 0.378849, 0.01742, 47.3601, 0.00072, 0.0009, 0.97603, 0.00784),
-    "Q6_K": (6.56, 8_490_000, 0.010993, 0.000297, 0.004311, 0.0171, 0.0342, 0.1482, 0.533685, 2.237443, 0.1121, 47.5776, 0.0053, 0.0015, 0.93598, 0.01964),
-    "Q5_K_M": (5.69, 7_370_000, 0.02307, 0.000503, 0.009331, 0.0412, 0.0793, 0.2801, 0.992924, 2.848935, 0.2193, 47.6206, 0.0062, 0.0021, 0.91152, 0.0302),
-    "Q4_K_M": (4.89, 6_330_000, 0.061632, 0.001117, 0.026563, 0.1214, 0.2198, 0.6621, 1.905667, 4.863872, 0.5321, 50.9381, 0.0736, 0.0033, 0.85358, 0.05238),
-    "IQ4_NL": (4.50, 5_850_000, 0.077437, 0.001471, 0.033129, 0.1523, 0.2811, 0.8633, 2.82532, 6.469644, 0.6904, 49.3439, 0.0418, 0.0039, 0.8351, 0.05493),
-    "Q3_K_M": (3.91, 5_080_000, 0.159914, 0.002333, 0.075161, 0.3391, 0.6012, 1.5521, 4.046736, 7.393931, 1.2033, 50.7226, 0.0693, 0.0049, 0.76529, 0.08426),
-    "Q2_K": (3.35, 4_360_000, 0.735691, 0.00685, 0.414625, 1.8632, 2.7741, 5.0213, 8.316691, 10.755664, 4.1206, 80.5062, 0.5313, 0.0098, 0.51235, 0.19709),
+    "Q8_0": (
+        8.50, 10_980_000, 0.001653, 0.000043, 0.000646, 0.002327, 0.004435, 0.023339,
+        0.08092, 0.378849, 0.01742,
+        47.3601, 0.00072, 0.0009, 0.97603, 0.00784,
+    ),
+    "Q6_K": (
+        6.56, 8_490_000, 0.010993, 0.000297, 0.004311, 0.0171, 0.0342, 0.1482,
+        0.533685, 2.237443, 0.1121,
+        47.5776, 0.0053, 0.0015, 0.93598, 0.01964,
+    ),
+    "Q5_K_M": (
+        5.69, 7_370_000, 0.02307, 0.000503, 0.009331, 0.0412, 0.0793, 0.2801,
+        0.992924, 2.848935, 0.2193,
+        47.6206, 0.0062, 0.0021, 0.91152, 0.0302,
+    ),
+    "Q4_K_M": (
+        4.89, 6_330_000, 0.061632, 0.001117, 0.026563, 0.1214, 0.2198, 0.6621,
+        1.905667, 4.863872, 0.5321,
+        50.9381, 0.0736, 0.0033, 0.85358, 0.05238,
+    ),
+    "IQ4_NL": (
+        4.50, 5_850_000, 0.077437, 0.001471, 0.033129, 0.1523, 0.2811, 0.8633,
+        2.82532, 6.469644, 0.6904,
+        49.3439, 0.0418, 0.0039, 0.8351, 0.05493,
+    ),
+    "Q3_K_M": (
+        3.91, 5_080_000, 0.159914, 0.002333, 0.075161, 0.3391, 0.6012, 1.5521,
+        4.046736, 7.393931, 1.2033,
+        50.7226, 0.0693, 0.0049, 0.76529, 0.08426,
+    ),
+    "Q2_K": (
+        3.35, 4_360_000, 0.735691, 0.00685, 0.414625, 1.8632, 2.7741, 5.0213,
+        8.316691, 10.755664, 4.1206,
+        80.5062, 0.5313, 0.0098, 0.51235, 0.19709,
+    ),
 }  # fmt: skip
 
 MIXES: dict[str, dict[str, float]] = {
@@ -91,7 +124,12 @@ def _candidate(name: str, row: tuple[float, ...], rank: int) -> dict[str, Any]:
             for lo, hi, s in zip(edges[:-1], edges[1:], shape, strict=True)
         ],
         "by_position": [
-            {"low": lo, "high": lo + 64, "tokens": 5100, "kld_mean": interval(mean * (1.05 - lo / 9000), 3 * se)}
+            {
+                "low": lo,
+                "high": lo + 64,
+                "tokens": 5100,
+                "kld_mean": interval(mean * (1.05 - lo / 9000), 3 * se),
+            }
             for lo in range(256, 512, 64)
         ],
         "corpora": {"books": {**same, "tokens": 12_240}, "code": {**_aggregates(row, 8_160)}},
@@ -122,7 +160,10 @@ def seven() -> dict[str, Any]:
             {"name": "books", "tokens": 12_240, "windows": 48},
             {"name": "code", "tokens": 8_160, "windows": 32},
         ],
-        "noise_floor": {"kld_mean": 0.00042, "how": "F16 against itself with 1 instead of 2 threads, batch 64"},
+        "noise_floor": {
+            "kld_mean": 0.00042,
+            "how": "F16 against itself with 1 instead of 2 threads, batch 64",
+        },
         "reference": {
             "name": "lm10m-f16.gguf",
             "label": "F16",
@@ -163,7 +204,7 @@ def many(count: int = 28, width: int = 60) -> dict[str, Any]:
         stem = f"organisation-name__some-model-7B-instruct-v{number:02d}-i1-{name}-"
         item["name"] = item["label"] = (stem + "x" * width)[:width]
         candidates.append(item)
-    for left, right in zip(candidates[:6], candidates[1:7], strict=True):
+    for left, right in itertools.pairwise(candidates[:7]):
         left["tied_with"] = [*left["tied_with"], right["name"]]
         right["tied_with"] = [left["name"]]
     summary["candidates"] = candidates
@@ -180,12 +221,20 @@ def odd() -> dict[str, Any]:
         first["kld"][name] = {"value": 0.0, "ci": None, "reason": reason} if name != "max" else {"value": 0.0}
         del item
     second["kld"] = {name: {"value": float("inf"), "ci": None} for name in second["kld"]}
-    third["kld"] = {name: {"value": None, "ci": None, "reason": "the engine gave NaN logits"} for name in third["kld"]}
+    third["kld"] = {
+        name: {"value": None, "ci": None, "reason": "the engine gave NaN logits"} for name in third["kld"]
+    }
     third["rank"] = None
     third["bits_per_weight"] = None
     third["tensor_types"] = None
-    fourth["label"] = fourth["name"] = 'quote"\' & \ud800 <b>bold</b>'
+    fourth["label"] = fourth["name"] = "quote\"' & \ud800 <b>bold</b>"
     summary["candidates"][4]["tied_with"] = [fourth["name"]]
     fourth["top1_agreement"] = {"value": None, "ci": None, "reason": "only top-k log-probabilities"}
     summary["noise_floor"] = {"kld_mean": 0.0, "how": "same run twice"}
     return copy.deepcopy(summary)
+
+
+@functools.cache
+def report(name: str) -> dict[str, bytes]:
+    """The built report of the sample of that name, built once."""
+    return build_report(globals()[name]())

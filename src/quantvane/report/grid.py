@@ -1,4 +1,4 @@
-"""Tables of the page and of the model card as cells of text, with numbered notes for what is missing. Pure."""
+"""Tables of the page and of the model card as cells, with numbered notes for what is missing. Pure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,17 @@ from .readings import Candidate, Reading, Summary, clean, read
 from .tables import BREAKDOWNS, Row, bucket_rows, tensor_rows
 from .words import OTHER, pairs, rank_text
 
-__all__ = ["Cell", "Grid", "Notes", "bucket_grid", "main_grid", "model_grid", "other_grid", "part_grids", "share_grid"]
+__all__ = [
+    "Cell",
+    "Grid",
+    "Notes",
+    "bucket_grid",
+    "main_grid",
+    "model_grid",
+    "other_grid",
+    "part_grids",
+    "share_grid",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +40,9 @@ class Notes:
 
     reasons: list[str] = field(default_factory=list)
 
-    def cell(self, reading: Reading, digits: int = 3, scale: float = 1.0, needs_interval: bool = True) -> Cell:
+    def cell(
+        self, reading: Reading, digits: int = 3, scale: float = 1.0, needs_interval: bool = True
+    ) -> Cell:
         """The cell of a reading; a missing value or interval points to its reason."""
         text, ends = interval(reading, digits, scale)
         unit = "%" if scale == 100 and reading.known else ""
@@ -43,60 +55,67 @@ class Notes:
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """A table: caption, column headings with their explanation, rows that begin with their heading."""
+    """A table: caption, column headings with their explanation, rows that begin with their heading.
+
+    ``corner`` heads the first column; ``by_model`` says that the columns are candidates.
+    """
 
     caption: str
     columns: tuple[tuple[str, str], ...]
     rows: tuple[tuple[str, tuple[Cell, ...]], ...]
+    corner: str = "model"
+    by_model: bool = False
 
 
 _Column = tuple[str, str, Callable[[Candidate, Notes], Cell]]
 
 
-def _reading(path: str, digits: int = 3, scale: float = 1.0, ci: bool = True) -> Callable[[Candidate, Notes], Cell]:
+def _reading(
+    path: str, digits: int = 3, scale: float = 1.0, ci: bool = True
+) -> Callable[[Candidate, Notes], Cell]:
     return lambda candidate, notes: notes.cell(candidate.get(path), digits, scale, ci)
-
-
-MEASURES: tuple[_Column, ...] = (
-    ("mean KLD", "nats per token, 95% interval", _reading("kld.mean")),
-    ("median", "KLD, nats", _reading("kld.median")),
-    ("99%", "KLD, nats", _reading("kld.p99")),
-    ("99.9%", "KLD, nats", _reading("kld.p999")),
-    ("top 5% mean", "mean KLD of the most affected tokens", _reading("kld.top5_mean")),
-    ("max", "KLD, nats; sample extreme", _reading("kld.max", ci=False)),
-    ("same top-1", "share of tokens", _reading("top1_agreement", scale=100)),
-    ("PPL", "perplexity of the candidate", _reading("ppl")),
-    ("ln PPL ratio", "candidate / reference", _reading("ln_ppl_ratio")),
-)
 
 
 def _bits(candidate: Candidate) -> str:
     return DASH if math.isnan(candidate.bits) else f"{candidate.bits:.2f}"
 
 
+_COLUMNS: tuple[_Column, ...] = (
+    ("rank", "by mean", lambda candidate, notes: Cell(rank_text(candidate))),
+    ("bpw", "", lambda candidate, notes: Cell(_bits(candidate))),
+    ("mean KLD", "nats per token", _reading("kld.mean")),
+    ("top 5% mean", "nats", _reading("kld.top5_mean")),
+    ("max", "nats, one token", _reading("kld.max", ci=False)),
+    ("median", "nats", _reading("kld.median")),
+    ("99%", "nats", _reading("kld.p99")),
+    ("same top-1", "share of tokens", _reading("top1_agreement", scale=100)),
+    ("PPL", "", _reading("ppl")),
+    ("ln PPL ratio", "0: unchanged", _reading("ln_ppl_ratio")),
+    ("size", "", lambda candidate, notes: Cell(file_size(candidate.file_bytes))),
+)
+
+
 def main_grid(summary: Summary, notes: Notes) -> Grid:
-    """The main table, in rank order."""
-    columns = (("rank", "by mean KLD"), ("bpw", "bits per weight"), ("size", "file"))
-    rows = []
-    for candidate in summary.ranked:
-        facts = (rank_text(candidate), _bits(candidate), file_size(candidate.file_bytes))
-        cells = (*map(Cell, facts), *(build(candidate, notes) for _, _, build in MEASURES))
-        rows.append((candidate.key, cells))
-    reference = summary.reference.get("ppl")
-    ppl = notes.cell(reference)
-    blank = Cell("")
-    cells = (Cell("reference"), Cell(_bits(summary.reference)), Cell(file_size(summary.reference.file_bytes)),
-             *(ppl if name == "PPL" else blank for name, _, _ in MEASURES))  # fmt: skip
-    rows.append((summary.reference.key, cells))
-    heads = (*columns, *((name, about) for name, about, _ in MEASURES))
-    return Grid(f"Displacement from {summary.reference.key}, closest first", heads, tuple(rows))
+    """The main table, in rank order; the reference last, with what is known of it alone."""
+    rows = [(c.key, tuple(build(c, notes) for _, _, build in _COLUMNS)) for c in summary.ranked]
+    reference = summary.reference
+    own = {
+        "rank": Cell("reference"),
+        "bpw": Cell(_bits(reference)),
+        "PPL": notes.cell(reference.get("ppl")),
+        "size": Cell(file_size(reference.file_bytes)),
+    }
+    rows.append((reference.key, tuple(own.get(name, Cell("")) for name, _, _ in _COLUMNS)))
+    heads = tuple((name, about) for name, about, _ in _COLUMNS)
+    return Grid(f"Displacement from {reference.key}, closest first", heads, tuple(rows))
 
 
 def other_grid(summary: Summary, notes: Notes) -> Grid:
     """Every other stored aggregate, one row a measure; measures nobody stored are left out."""
     stored = [path for path in OTHER if any(_stored(c, path) for c in summary.candidates)]
     rows = [(OTHER[path], tuple(notes.cell(c.get(path)) for c in summary.ranked)) for path in stored]
-    return Grid("Other distances and averages", tuple((c.key, "") for c in summary.ranked), tuple(rows))
+    heads = tuple((c.key, "") for c in summary.ranked)
+    return Grid("Other distances and averages", heads, tuple(rows), "measure", True)
 
 
 def _stored(candidate: Candidate, path: str) -> bool:
@@ -118,7 +137,8 @@ def share_grid(summary: Summary, notes: Notes) -> Grid | None:
         for level, cells in sorted(found.items())
     ]
     heads = tuple((c.key, "") for c in summary.ranked)
-    return Grid("Share of tokens whose KLD exceeds a threshold", heads, tuple(rows)) if rows else None
+    caption = "Share of tokens whose KLD exceeds a threshold"
+    return Grid(caption, heads, tuple(rows), "threshold", True) if rows else None
 
 
 def bucket_grid(summary: Summary, notes: Notes, kind: str) -> Grid | None:
@@ -136,7 +156,7 @@ def bucket_grid(summary: Summary, notes: Notes, kind: str) -> Grid | None:
         line += [_row_cell(cells.get(c.key), notes) for c in summary.ranked]
         built.append((bucket, tuple(line)))
     heads = (("tokens", ""), *((c.key, "") for c in summary.ranked))
-    return Grid(f"Mean KLD (nats) by {BREAKDOWNS[kind]}", heads, tuple(built))
+    return Grid(f"Mean KLD (nats) by {BREAKDOWNS[kind]}", heads, tuple(built), "bucket", True)
 
 
 def _row_cell(row: Row | None, notes: Notes) -> Cell:
@@ -189,7 +209,7 @@ def model_grid(summary: Summary) -> Grid:
     for row in tensor_rows(summary):
         mixes.setdefault(row["name"], [])
         if row["type"] is not None:
-            mixes[row["name"]].append(f"{row['type']} {percent(row['share'])}")
+            mixes[row["name"]].append(f"{row['type']} {percent(row['share'], 2)}")
     rows = []
     for (_, mix), model in zip(mixes.items(), (summary.reference, *summary.candidates), strict=True):
         settings = ", ".join(f"{name} {value}" for name, value in pairs(model.data.get("settings")))
@@ -198,4 +218,4 @@ def model_grid(summary: Summary) -> Grid:
         rows.append((model.name, tuple(map(Cell, facts))))
     heads = (("bpw", ""), ("size", ""), ("tokens", "scored"), ("tensor types", "share of parameters"),
              ("settings", ""))  # fmt: skip
-    return Grid("The models compared", heads, tuple(rows))
+    return Grid("The models compared", heads, tuple(rows), "name")

@@ -10,13 +10,27 @@ from .words import floor_words, headline, pairs, protocol_line
 
 __all__ = ["escape", "markdown"]
 
-_SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~!&])")
-_MAIN = ("rank", "bpw", "size", "mean KLD", "median", "99%", "top 5% mean", "max", "same top-1", "ln PPL ratio")
+# An underscore inside a word is no emphasis, and a bracket is a link only before "(", "[" or ":".
+_SPECIAL = re.compile(r"([\\`*<>#|~&]|(?<!\w)_|_(?!\w)|\](?=[(\[:]))")
+_MAIN = (
+    "rank",
+    "bpw",
+    "size",
+    "mean KLD",
+    "top 5% mean",
+    "max",
+    "median",
+    "99%",
+    "same top-1",
+    "ln PPL ratio",
+)
 
 
 def escape(text: str) -> str:
     """Untrusted text as plain Markdown: nothing in it makes a link, a tag, emphasis or a table cell."""
-    escaped = _SPECIAL.sub(r"\\\1", text).replace("\\<", "&lt;").replace("\\>", "&gt;").replace("\\&", "&amp;")
+    escaped = (
+        _SPECIAL.sub(r"\\\1", text).replace("\\<", "&lt;").replace("\\>", "&gt;").replace("\\&", "&amp;")
+    )
     return escaped.replace("://", "&#58;//").replace("www.", "www&#46;").replace("@", "&#64;")
 
 

@@ -10,10 +10,10 @@ from typing import Any
 import altair as alt
 
 from .numbers import number
+from .readings import Candidate, Summary
 from .scales import Axis
 from .tables import Row, chart_names
-from .theme import FLOOR, INK, MUTED, x_axis, y_axis
-from .readings import Candidate, Summary
+from .theme import FLOOR, INK, MUTED, x_axis
 
 __all__ = ["Lines", "Panel", "data", "floor_line", "note_marks", "panel", "whiskers"]
 
@@ -58,7 +58,11 @@ class Lines:
         if shown:
             offset = -7 if self.step > 24 else 0  # a label's first line is what is centred
             axis = alt.Axis(
-                labelExpr="split(datum.value, '\\n')", ticks=False, domain=False, labelPadding=6, labelOffset=offset
+                labelExpr="split(datum.value, '\\n')",
+                ticks=False,
+                domain=False,
+                labelPadding=6,
+                labelOffset=offset,
             )
         return alt.Y("line:N", scale=alt.Scale(domain=list(self.text.values())), axis=axis, title=None)
 
@@ -108,7 +112,9 @@ def note_marks(rows: Sequence[Row], axis: Axis, lines: Lines, shown: bool, unit:
             words = f"{number(row['value'])}, off this axis"
         if words:
             notes.append({**row, "start": axis.low, "words": words})
-    text = alt.Chart(data(notes)).mark_text(align="left", dx=4, color=MUTED, fontSize=10.5, fontStyle="italic")
+    text = alt.Chart(data(notes)).mark_text(
+        align="left", dx=4, color=MUTED, fontSize=10.5, fontStyle="italic"
+    )
     return text.encode(x=x_axis("start", axis, unit), y=lines.y(shown=shown), text="words:N")
 
 

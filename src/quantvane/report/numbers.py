@@ -10,6 +10,7 @@ __all__ = ["DASH", "compact", "file_size", "interval", "number", "percent", "val
 
 DASH = "—"
 _MAX_DIGITS = 6
+_SMALL = 5e-4  # intervals wholly below print in scientific notation
 
 
 def _exponent(value: float) -> int:
@@ -68,7 +69,7 @@ def interval(reading: Reading, digits: int = 3, scale: float = 1.0) -> tuple[str
     if not scaled.has_interval:
         return number(scaled.value, digits), ""
     top = max(abs(end) for end in ends)
-    if not all(map(math.isfinite, ends)) or top < 1e-4 or top >= 1e6:
+    if not all(map(math.isfinite, ends)) or top < _SMALL or top >= 1e6:
         return number(scaled.value, digits), f"[{number(scaled.low, digits)}, {number(scaled.high, digits)}]"
     places = max(_decimals(scaled, digits), 0)
     return f"{scaled.value:.{places}f}", f"[{scaled.low:.{places}f}, {scaled.high:.{places}f}]"

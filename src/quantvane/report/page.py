@@ -17,17 +17,24 @@ from .words import GLOSSARY, floor_words, headline, pairs, protocol_line
 __all__ = ["CAPTIONS", "page"]
 
 CAPTIONS: dict[str, str] = {
-    "headline": "Three readings of the same tokens. The average says how far predictions move in general; the mean of "
-    "the top 5% and the maximum say how bad it gets where it is worst. Candidates stand in order of bits per weight.",
-    "size": "What each saved bit costs. Points inside the shaded band are no further from the reference than the "
+    "headline": "Three readings of the same tokens. The average says how far predictions move in general; "
+    "the mean of "
+    "the top 5% and the maximum say how bad it gets where it is worst. Candidates stand in order of bits "
+    "per weight.",
+    "size": "What each saved bit costs. Points inside the shaded band are no further from the reference "
+    "than the "
     "reference is from itself.",
-    "tail": "Most tokens hardly move while a few move a lot. Two candidates with the same average can differ in "
+    "tail": "Most tokens hardly move while a few move a lot. Two candidates with the same average can "
+    "differ in "
     "the right half of this chart.",
-    "confidence": "Displacement where the reference was sure of its next token is the kind that shows in greedy "
+    "confidence": "Displacement where the reference was sure of its next token is the kind that shows in "
+    "greedy "
     "answers; displacement among unsure tokens mostly shuffles near-ties.",
-    "agreement": "Both readings are coarser than the divergence: a candidate may keep the same most likely token, or "
+    "agreement": "Both readings are coarser than the divergence: a candidate may keep the same most "
+    "likely token, or "
     "the same perplexity, while its probabilities move.",
-    "tensors": "The types that hold each file's parameters. A label such as Q4_K_M is a recipe, not a type: this is "
+    "tensors": "The types that hold each file's parameters. A label such as Q4_K_M is a recipe, not a "
+    "type: this is "
     "what the recipe gave for this model.",
 }
 
@@ -39,7 +46,11 @@ def _template(name: str) -> str:
 @cache
 def _page() -> Template:
     environment = Environment(
-        loader=FunctionLoader(_template), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FunctionLoader(_template),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     return environment.get_template("report.html.j2")
 
@@ -64,13 +75,19 @@ def page(summary: Summary, drawings: Mapping[str, tuple[str, str]]) -> str:
     """
     notes = Notes()
     figures = [
-        {"name": name, "caption": CAPTIONS[name], "svg": Markup(themed(svg, f"chart-{name}", title, CAPTIONS[name]))}
+        {
+            "name": name,
+            "caption": CAPTIONS[name],
+            "svg": Markup(themed(svg, f"chart-{name}", title, CAPTIONS[name])),
+        }
         for name, (title, svg) in drawings.items()
     ]
     main, rest = main_grid(summary, notes), _grids(summary, notes)
     facts = [("protocol", protocol_line(summary))]
     for words in ("engine", "versions"):
-        facts.append((words, ", ".join(f"{k} {v}" for k, v in pairs(summary.data.get(words))) or "not stored"))
+        facts.append(
+            (words, ", ".join(f"{k} {v}" for k, v in pairs(summary.data.get(words))) or "not stored")
+        )
     facts.append(("noise floor", floor_words(summary)))
     return _page().render(
         reference=summary.reference,

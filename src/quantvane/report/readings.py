@@ -178,11 +178,14 @@ def read_summary(summary: Mapping[str, Any]) -> Summary:
             "This is no summary the report can read.",
             expected=f"a mapping with schema {SCHEMA}",
             got=f"{got!r}",
-            remedy="Give the summary.json that `compare` wrote, or update quantvane to the version that wrote it.",
+            remedy="Give the summary.json that `compare` wrote, or update quantvane to the version that "
+            "wrote it.",
         )
     reference, candidates = summary.get("reference"), summary.get("candidates")
     if not isinstance(reference, Mapping):
-        raise DataError("The summary names no reference.", expected="reference: {name, …}", got=repr(reference))
+        raise DataError(
+            "The summary names no reference.", expected="reference: {name, …}", got=repr(reference)
+        )
     if not isinstance(candidates, Sequence) or not all(isinstance(c, Mapping) for c in candidates):
         raise DataError("The summary's candidates are no list.", expected="candidates: [{name, …}, …]")
     if not candidates:
@@ -190,7 +193,8 @@ def read_summary(summary: Mapping[str, Any]) -> Summary:
             "The summary holds no candidate, so there is nothing to report.",
             expected="at least one candidate",
             got="an empty list",
-            remedy="Run `compare` with at least one candidate; an interrupted run continues with the same --out.",
+            remedy="Run `compare` with at least one candidate; an interrupted run continues with the same "
+            "--out.",
         )
     keys = _keys(candidates)
     names = {_name(item): key for item, key in zip(candidates, keys, strict=True)}

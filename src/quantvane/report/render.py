@@ -37,7 +37,9 @@ def svg(spec: str) -> str:
         return str(vl_convert.vegalite_to_svg(spec, vl_version=_grammar(), allowed_base_urls=[]))
     except ValueError as error:
         raise RunError(
-            "A chart could not be rendered.", got=str(error)[:300], remedy="Report this together with summary.json."
+            "A chart could not be rendered.",
+            got=str(error)[:300],
+            remedy="Report this together with summary.json.",
         ) from error
 
 
@@ -70,6 +72,7 @@ def themed(document: str, name: str, title: str, description: str) -> str:
         "viewBox": root.get("viewBox", f"0 0 {width} {height}"),
         "width": width,
         "height": height,
+        "style": f"min-width:{0.72 * float(width):.0f}px",
         "role": "img",
         "aria-labelledby": f"{name}-title {name}-desc",
     }

@@ -14,7 +14,7 @@ _FLOOR_REACH = 1e3
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """A quantitative axis: ``kind`` "linear" or "log", its domain, ticks (() leaves them to the renderer), number format."""
+    """A quantitative axis: ``kind`` "linear" or "log", domain, ticks (() for the renderer's), format."""
 
     kind: str
     low: float
@@ -49,7 +49,14 @@ def _log_ticks(low: float, high: float) -> tuple[float, ...]:
 def _share_ticks(low: float, high: float) -> tuple[float, ...]:
     """Four to eight round shares, none below 0 or above 1 (the room for text may reach past 100%)."""
     span = high - low
-    step = next((s for s in (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 0.01, 0.02, 0.05, 0.1, 0.2) if span / s <= 8), 0.5)
+    step = next(
+        (
+            s
+            for s in (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 0.01, 0.02, 0.05, 0.1, 0.2)
+            if span / s <= 8
+        ),
+        0.5,
+    )
     ticks = (round(i * step, 6) for i in range(math.ceil(low / step), math.floor(high / step) + 1))
     return tuple(tick for tick in ticks if 0 <= tick <= 1)
 
@@ -118,7 +125,9 @@ def place_labels(
             wide = em * len(text)
             left = x + dx - (0 if dx > 0 else wide if dx < 0 else wide / 2)
             box = (left, y + dy - 7, left + wide, y + dy + 7)
-            outside = max(0.0, -box[0]) + max(0.0, box[2] - width) + max(0.0, -box[1]) + max(0.0, box[3] - height)
+            outside = (
+                max(0.0, -box[0]) + max(0.0, box[2] - width) + max(0.0, -box[1]) + max(0.0, box[3] - height)
+            )
             cost = outside * 50 + sum(_overlap(box, other) for other in boxes) + rank * 0.5
             if best is None or cost < best[0]:
                 best = (cost, x + dx, y + dy, align, box)

@@ -18,8 +18,8 @@ from .numbers import number, percent
 from .readings import Summary
 from .scales import Axis, choose_axis, place_labels
 from .tables import Row
-from .words import floor_words
 from .theme import FLOOR, INK, MUTED, PAPER, SERIES, STEPS, TYPES, finish, text_on, x_axis, y_axis
+from .words import floor_words
 
 __all__ = [
     "CHARTS",
@@ -77,8 +77,13 @@ def headline_chart(summary: Summary) -> Any:
     subtitle = [
         f"KL divergence of each candidate's next-token distribution from {summary.reference.key}'s; "
         "shorter is closer. Each panel has its own axis.",
-        "Whiskers: 95% intervals. The maximum is a sample extreme: it grows with the amount of text and has no interval.",
-        *(["Log scale: each labelled step is a factor of 10, so bar lengths compare orders of magnitude."] if log else []),
+        "Whiskers: 95% intervals. The maximum is a sample extreme: it grows with the amount of text and "
+        "has no interval.",
+        *(
+            ["Log scale: each labelled step is a factor of 10, so bar lengths compare orders of magnitude."]
+            if log
+            else []
+        ),
         *_floor_subtitle(summary, first_axis, "dashed line"),
     ]
     chart = alt.hconcat(*parts, spacing=22)
@@ -110,7 +115,9 @@ def size_chart(summary: Summary) -> Any | None:
     x = Axis("linear", x.low - 0.03 * (x.high - x.low), x.high)
     pixels = [(x.at(row["bits"]) * width, (1 - y.at(row["value"])) * height) for row in drawn]
     texts, key = _point_labels(drawn, tables.chart_names(summary))
-    for row, text, (px, py, align) in zip(drawn, texts, place_labels(pixels, texts, width, height), strict=True):
+    for row, text, (px, py, align) in zip(
+        drawn, texts, place_labels(pixels, texts, width, height), strict=True
+    ):
         row.update(text=text, px=px, py=py, align=align)
         row.update(low=y.clip(row["low"]), high=y.clip(row["high"]))
     bits, kld = "bits per weight (file)", f"mean KLD, {_NATS}, log scale"
@@ -119,10 +126,14 @@ def size_chart(summary: Summary) -> Any | None:
     if floor is not None and y.draws(floor) and y.low < floor:
         top = min(floor, y.high)
         band = alt.Chart(data([{"bottom": y.low, "top": top}]))
-        layers.append(band.mark_rect(color=FLOOR, opacity=0.16).encode(y=y_axis("bottom", y, kld), y2="top:Q"))
+        layers.append(
+            band.mark_rect(color=FLOOR, opacity=0.16).encode(y=y_axis("bottom", y, kld), y2="top:Q")
+        )
         layers.append(band.mark_rule(color=FLOOR, strokeDash=[5, 3]).encode(y=y_axis("top", y, kld)))
     spread = alt.Chart(data([r for r in drawn if r["low"] is not None and r["high"] is not None]))
-    layers.append(spread.mark_rule(color=INK, strokeWidth=1.4).encode(x=xs, y=y_axis("low", y, kld), y2="high:Q"))
+    layers.append(
+        spread.mark_rule(color=INK, strokeWidth=1.4).encode(x=xs, y=y_axis("low", y, kld), y2="high:Q")
+    )
     base = alt.Chart(data(drawn))
     points = base.mark_point(stroke=INK, fill=SERIES[0], filled=True, opacity=1, size=70, strokeWidth=1)
     layers.append(points.encode(x=xs, y=ys))
@@ -174,7 +185,9 @@ def tail_chart(summary: Summary) -> Any:
     dots = dots.encode(
         x=x_axis("value", axis, unit),
         y=y,
-        fill=alt.Fill("measure:N", scale=alt.Scale(domain=order, range=list(STEPS)), legend=legend, sort=order),
+        fill=alt.Fill(
+            "measure:N", scale=alt.Scale(domain=order, range=list(STEPS)), legend=legend, sort=order
+        ),
         shape=alt.Shape("measure:N", scale=alt.Scale(domain=order, range=shapes), legend=legend, sort=order),
     )
     whole = [row for name in lines.text for row in _whole_note([r for r in rows if r["name"] == name], axis)]
@@ -182,7 +195,8 @@ def tail_chart(summary: Summary) -> Any:
     layers.append(note_marks(whole, axis, lines, True, unit))
     chart = alt.layer(*layers).properties(width=640, height=alt.Step(lines.step))
     subtitle = [
-        "Half of all tokens lie left of the median, 1 in 100 right of the 99% mark, 1 in 1000 right of 99.9%. "
+        "Half of all tokens lie left of the median, 1 in 100 right of the 99% mark, 1 in 1000 right of "
+        "99.9%. "
         "The maximum is a sample extreme.",
         *textwrap.wrap(_not_drawn(rows, axis), 116),
     ]
@@ -205,7 +219,9 @@ def _not_drawn(rows: list[Row], axis: Axis) -> str:
         mine = [row for row in rows if row["name"] == name]
         missing = [row for row in mine if not axis.draws(row["value"])]
         if missing and len(missing) < len(mine):
-            words = (f"{row['measure']} ({row['note'].split(':')[0] or number(row['value'])})" for row in missing)
+            words = (
+                f"{row['measure']} ({row['note'].split(':')[0] or number(row['value'])})" for row in missing
+            )
             parts.append(f"{tables.shorten(name, 30)} {', '.join(words)}")
     more = f"; and {len(parts) - 4} more" if len(parts) > 4 else ""
     return f"Not on this axis: {'; '.join(parts[:4])}{more}." if parts else ""
@@ -231,7 +247,9 @@ def confidence_chart(summary: Summary) -> Any | None:
     title, angled = "reference's top probability", alt.Axis(labelAngle=-45, labelFontSize=10)
     x = alt.X("bucket:N", scale=alt.Scale(domain=list(dict.fromkeys(order))), title=title, axis=angled)
     base = alt.Chart().encode(x=x)
-    path = base.mark_line(color=SERIES[3], strokeWidth=1.4).encode(y=y_axis("value", axis, left), order="order:Q")
+    path = base.mark_line(color=SERIES[3], strokeWidth=1.4).encode(
+        y=y_axis("value", axis, left), order="order:Q"
+    )
     rule = base.mark_rule(color=INK, strokeWidth=1.4).encode(y=y_axis("low", axis, left), y2="high:Q")
     dots = base.mark_point(filled=True, fill=SERIES[0], stroke=INK, opacity=1, size=42, strokeWidth=1)
     cell = alt.layer(path, rule, dots.encode(y=y_axis("value", axis, left)), data=data(rows))
@@ -264,16 +282,29 @@ def agreement_chart(summary: Summary) -> Any:
             shown=True,
         ),
     ]
-    how = Panel(second, "ln(PPL candidate / PPL reference)", "Perplexity: 0 = unchanged, right = worse", SERIES[1], 300, False)
+    how = Panel(
+        second,
+        "ln(PPL candidate / PPL reference)",
+        "Perplexity: 0 = unchanged, right = worse",
+        SERIES[1],
+        300,
+        False,
+    )
     zero = alt.Chart(data([{"zero": 0.0}])).mark_rule(color=MUTED, strokeWidth=1.2)
     right = panel(ratio, how, lines, shown=False)
-    panels.append(alt.layer(zero.encode(x=x_axis("zero", second, how.unit)), *right.layer).properties(
-        width=how.width, height=alt.Step(lines.step), title=right.title))
+    panels.append(
+        alt.layer(zero.encode(x=x_axis("zero", second, how.unit)), *right.layer).properties(
+            width=how.width, height=alt.Step(lines.step), title=right.title
+        )
+    )
     subtitle = [
-        "How often candidate and reference would pick the same next token, and how much the text's perplexity changes.",
+        "How often candidate and reference would pick the same next token, and how much the text's "
+        "perplexity changes.",
         "Whiskers: 95% intervals. Neither axis starts at zero: compare positions, not lengths.",
     ]
-    return finish(alt.hconcat(*panels, spacing=26), "Same choice, same perplexity? Two coarser readings", subtitle)
+    return finish(
+        alt.hconcat(*panels, spacing=26), "Same choice, same perplexity? Two coarser readings", subtitle
+    )
 
 
 def tensor_chart(summary: Summary) -> Any | None:
@@ -294,7 +325,11 @@ def tensor_chart(summary: Summary) -> Any | None:
         if row["type"] is not None:
             words = f"{row['type']} {percent(row['share'], 2)}"
             fits = [w for w in (words, row["type"]) if len(w) * 6.3 < row["share"] * width]
-            row.update(words=fits[0] if fits else "", ink=text_on(colours[row["type"]]), middle=(row["start"] + row["end"]) / 2)
+            row.update(
+                words=fits[0] if fits else "",
+                ink=text_on(colours[row["type"]]),
+                middle=(row["start"] + row["end"]) / 2,
+            )
     known = [row for row in rows if row["type"] is not None]
     axis, unit = Axis("linear", 0.0, 1.0, form="~%"), "share of the parameters"
     base = alt.Chart(data(known))
@@ -311,7 +346,8 @@ def tensor_chart(summary: Summary) -> Any | None:
     chart = alt.layer(bars, words, note_marks(empty, axis, lines, True, unit))
     chart = chart.properties(width=width, height=alt.Step(lines.step))
     subtitle = [
-        "A file's label names its main type only: layers whose shape a type cannot hold fall back to another one, and",
+        "A file's label names its main type only: layers whose shape a type cannot hold fall back to "
+        "another one, and",
         "embeddings and outputs are often kept at more bits. Types are ordered from most to fewest bits.",
     ]
     return finish(chart, "What the files really contain: tensor types by share of parameters", subtitle)

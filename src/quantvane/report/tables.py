@@ -48,7 +48,10 @@ AGREEMENT: dict[str, str] = {
     "top1_agreement": "Same most likely token",
     "ln_ppl_ratio": "Change of perplexity",
 }
-BREAKDOWNS: dict[str, str] = {"by_confidence": "reference confidence", "by_position": "position in the window"}
+BREAKDOWNS: dict[str, str] = {
+    "by_confidence": "reference confidence",
+    "by_position": "position in the window",
+}
 _LABEL = 64
 _MAX_TYPES = 15
 
@@ -58,7 +61,7 @@ def shorten(text: str, width: int = _LABEL) -> str:
     if len(text) <= width:
         return text
     head = (width - 1) // 2
-    return f"{text[:head]}…{text[len(text) - (width - 1 - head):]}"
+    return f"{text[:head]}…{text[len(text) - (width - 1 - head) :]}"
 
 
 def chart_names(summary: Summary) -> dict[str, str]:

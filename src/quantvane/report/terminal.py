@@ -16,10 +16,21 @@ from .words import floor_words, rank_text, ties
 
 __all__ = ["table"]
 
-# Widths of the numbers (at most 5, 5, 7, 6, 7, 7, 7, 7, 7, 7, 5, 4) and 12 gaps leave 14 columns for the name.
+# The numbers (5, 5, 7, 6, 7, 7, 7, 7, 7, 7, 5, 4 wide at most) and 12 gaps leave 14 columns for the name.
 _COLUMNS = (
-    "bpw", "size", "mean\nKLD", "±\n95%", "median", "p99", "top5%\nmean", "max", "PPL", "ln PPL\nratio", "same\ntop-1", "rank",
-)  # fmt: skip
+    "bpw",
+    "size",
+    "mean\nKLD",
+    "±\n95%",
+    "median",
+    "p99",
+    "top5%\nmean",
+    "max",
+    "PPL",
+    "ln PPL\nratio",
+    "same\ntop-1",
+    "rank",
+)
 
 
 def _half(reading: Reading) -> str:

@@ -1,8 +1,8 @@
 """Colours, type and shared axes of the charts.
 
-Series colours are Okabe and Ito's, tensor types Tol's muted and light schemes: both keep apart under the common kinds of
-colour blindness. Ink, grid, paper and series colours are replaced by style variables in the page, so that
-a chart follows its dark mode; see ``render.themed``.
+Series colours are Okabe and Ito's, tensor types Tol's muted and light schemes: both keep apart under the
+common kinds of colour blindness. Ink, grid, paper and series colours are replaced by style variables in
+the page, so that a chart follows its dark mode; see ``render.themed``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,20 @@ import altair as alt
 
 from .scales import Axis
 
-__all__ = ["FLOOR", "GRID", "INK", "MUTED", "PAPER", "SERIES", "STEPS", "TYPES", "finish", "text_on", "x_axis", "y_axis"]
+__all__ = [
+    "FLOOR",
+    "GRID",
+    "INK",
+    "MUTED",
+    "PAPER",
+    "SERIES",
+    "STEPS",
+    "TYPES",
+    "finish",
+    "text_on",
+    "x_axis",
+    "y_axis",
+]
 
 INK, MUTED, GRID, PAPER = "#1b1f24", "#57606b", "#d8dee5", "#ffffff"
 FLOOR = "#d55e01"
@@ -61,20 +74,37 @@ def finish(chart: Any, title: str, subtitle: list[str]) -> Any:
         title=alt.TitleParams(text=title, subtitle=subtitle, anchor="start", frame="bounds", offset=14)
     )
     axis = {
-        "labelColor": INK, "titleColor": INK, "gridColor": GRID, "domainColor": MUTED, "tickColor": MUTED,
-        "labelFont": FONT, "titleFont": FONT, "labelFontSize": 11, "titleFontSize": 11, "titleFontWeight": "normal",
+        "labelColor": INK,
+        "titleColor": INK,
+        "gridColor": GRID,
+        "domainColor": MUTED,
+        "tickColor": MUTED,
+        "labelFont": FONT,
+        "titleFont": FONT,
+        "labelFontSize": 11,
+        "titleFontSize": 11,
+        "titleFontWeight": "normal",
         "labelLimit": 460,
-    }  # fmt: skip
+    }
     return titled.configure(
         background=PAPER,
         padding=14,
         font=FONT,
         aria=False,
         axis=alt.AxisConfig(**axis),
-        legend=alt.LegendConfig(labelColor=INK, titleColor=INK, labelFontSize=11, titleFontSize=11, labelLimit=300),
+        legend=alt.LegendConfig(
+            labelColor=INK, titleColor=INK, labelFontSize=11, titleFontSize=11, labelLimit=300
+        ),
         title=alt.TitleConfig(
-            color=INK, subtitleColor=MUTED, fontSize=15, subtitleFontSize=11.5, subtitleLineHeight=16,
-            font=FONT, subtitleFont=FONT, fontWeight=600, subtitlePadding=6,
-        ),  # fmt: skip
+            color=INK,
+            subtitleColor=MUTED,
+            fontSize=15,
+            subtitleFontSize=11.5,
+            subtitleLineHeight=16,
+            font=FONT,
+            subtitleFont=FONT,
+            fontWeight=600,
+            subtitlePadding=6,
+        ),
         view=alt.ViewConfig(stroke=None),
     )

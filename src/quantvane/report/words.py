@@ -9,10 +9,20 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .numbers import number, value_text
+from .numbers import number, percent, value_text
 from .readings import Candidate, Reading, Summary, clean
 
-__all__ = ["GLOSSARY", "flat", "floor_words", "headline", "pairs", "protocol_line", "rank_text", "ties", "within_floor"]
+__all__ = [
+    "GLOSSARY",
+    "flat",
+    "floor_words",
+    "headline",
+    "pairs",
+    "protocol_line",
+    "rank_text",
+    "ties",
+    "within_floor",
+]
 
 GLOSSARY: dict[str, str] = {
     "reference": "The high-precision model everything is compared with.",
@@ -21,24 +31,34 @@ GLOSSARY: dict[str, str] = {
     "Σ p (ln p − ln q), in nats per token. 0 means identical predictions.",
     "top 5% mean": "Mean KLD of the 5% of tokens that moved most.",
     "percentile": "99% of the tokens have a KLD below the 99% percentile. The median is the 50% percentile.",
-    "maximum": "The largest KLD of any single token seen. A sample extreme: it grows with the amount of text, "
+    "maximum": "The largest KLD of any single token seen. A sample extreme: it grows with the amount of "
+    "text, "
     "so it has no interval and compares only between equal protocols.",
-    "95% interval": "Written [low, high]; made by resampling documents (windows where the text is one document). "
+    "95% interval": "Written [low, high]; made by resampling documents (windows where the text is one "
+    "document). "
     "It covers the choice of text, not a change of engine.",
-    "noise floor": "The mean KLD of the reference against itself under a changed engine setting or a repeated run. "
+    "noise floor": "The mean KLD of the reference against itself under a changed engine setting or a "
+    "repeated run. "
     "Displacement at or below it says nothing about the quantization.",
-    "tied": "The difference of two candidates lies inside the noise floor or its interval includes zero: this run "
-    "cannot tell which one is closer to the reference. Ties do not chain: A tied with B and B with C leaves A and "
+    "tied": "The difference of two candidates lies inside the noise floor or its interval includes zero: "
+    "this run "
+    "cannot tell which one is closer to the reference. Ties do not chain: A tied with B and B with C "
+    "leaves A and "
     "C open.",
-    "bpw": "Bits per weight: bytes of the weights × 8 / number of parameters, counted from the file's tensors.",
-    "PPL": "Perplexity, exp of the mean negative log-probability of the text's own tokens. It can improve by luck "
+    "bpw": "Bits per weight: bytes of the weights × 8 / number of parameters, counted from the file's "
+    "tensors.",
+    "PPL": "Perplexity, exp of the mean negative log-probability of the text's own tokens. It can improve "
+    "by luck "
     "while predictions move away; KLD cannot.",
     "ln PPL ratio": "ln(PPL candidate / PPL reference); 0 is unchanged, above 0 is worse on this text.",
     "same top-1": "Share of tokens for which both models hold the same token most likely.",
-    "Δp": "Change of the probability of the text's own token, candidate minus reference; RMS is its root mean square.",
+    "Δp": "Change of the probability of the text's own token, candidate minus reference; RMS is its root "
+    "mean square.",
     "reference confidence": "The probability the reference gives its most likely token.",
     "nat": "Unit of information with the natural logarithm; 1 nat = 1.443 bits.",
 }
+
+_LISTED = 10  # candidates whose means a sentence lists; more are for the table
 
 OTHER: dict[str, str] = {
     "kld.geomean": "KLD, geometric mean",
@@ -85,14 +105,16 @@ def ties(summary: Summary) -> list[str]:
             said |= new
             sentences.append(f"{listing(group)} are tied.")
     for candidate in ordered:
-        for other in candidate.tied_with:
-            if frozenset((candidate.key, other)) in tied - said:
-                sentences.append(f"{candidate.key} is tied with {other}.")
+        for name in candidate.tied_with:
+            pair = frozenset((candidate.key, name))
+            if pair in tied - said:
+                said.add(pair)
+                sentences.append(f"{candidate.key} is tied with {name}.")
     return sentences
 
 
 def within_floor(summary: Summary, mean: Reading) -> bool:
-    """Whether a mean KLD, or its interval, reaches down to the noise floor (never where either is unknown)."""
+    """Whether a mean KLD, or its interval, reaches down to the noise floor; False where either is unknown."""
     lowest = mean.low if mean.has_interval else mean.value
     return summary.floor.known and mean.known and lowest <= summary.floor.value
 
@@ -107,8 +129,35 @@ def floor_words(summary: Summary) -> str:
     return f"Noise floor: mean KLD {number(floor.value)} nats{how}"
 
 
+def _lead(summary: Summary) -> list[str]:
+    """The ends of the ranking in words, ties at either end included."""
+    known = [c for c in summary.ranked if c.rank is not None and c.get("kld.mean").known]
+    if not known:
+        return []
+    first, last = known[0], known[-1]
+
+    def about(candidate: Candidate) -> str:
+        same = candidate.get("top1_agreement")
+        share = f", same most likely token {percent(same.value)} of the time" if same.known else ""
+        return f"mean KLD {value_text(candidate.get('kld.mean'))} nats per token{share}"
+
+    if first is last:
+        return [f"{first.key} against {summary.reference.key}: {about(first)}."]
+
+    def who(candidate: Candidate) -> str:
+        tied = f" (tied with {listing(candidate.tied_with)})" if candidate.tied_with else ""
+        return f"{candidate.key}{tied}"
+
+    if last.key in first.tied_with:
+        return [f"{who(first)} has the lowest mean: {about(first)}."]
+    return [
+        f"Closest to {summary.reference.key} is {who(first)}: {about(first)}.",
+        f"Furthest is {who(last)}: {about(last)}.",
+    ]
+
+
 def headline(summary: Summary) -> list[str]:
-    """The finding in sentences: how far each candidate is in rank order, who is tied, what noise explains."""
+    """The finding in sentences: both ends, every mean in rank order, who is tied, what noise explains."""
     parts, silent = [], []
     for candidate in summary.ranked:
         mean = candidate.get("kld.mean")
@@ -116,20 +165,17 @@ def headline(summary: Summary) -> list[str]:
             parts.append(f"{candidate.key} {value_text(mean)}")
         else:
             silent.append(f"{candidate.key}: no mean KLD ({mean.reason}).")
-    sentences = []
-    if parts:
-        order = ", closest first" if len(parts) > 1 else ""
-        sentences.append(
-            f"Mean KLD from {summary.reference.key} in nats per token with 95% intervals{order}: {'; '.join(parts)}."
-        )
+    sentences = _lead(summary)
+    if parts and (not sentences or 1 < len(parts) <= _LISTED):
+        sentences.append(f"Mean KLD with 95% intervals: {'; '.join(parts)}.")
     tied = ties(summary)
     sentences += tied
-    if len(summary.candidates) > 1 and not tied:
+    ranked = [candidate for candidate in summary.candidates if candidate.rank is not None]
+    if len(ranked) > 1 and not tied:
         sentences.append("No two candidates are tied.")
     noise = [c.key for c in summary.ranked if within_floor(summary, c.get("kld.mean"))]
     if noise:
-        verb = "is" if len(noise) == 1 else "are"
-        sentences.append(f"{listing(noise)} {verb} no further from the reference than its own noise.")
+        sentences.append(f"{listing(noise)} cannot be told from the reference's own noise.")
     return sentences + silent
 
 
@@ -143,7 +189,7 @@ def flat(value: object) -> str:
 def pairs(data: object) -> list[tuple[str, str]]:
     """A mapping of the summary as (name, text) in stored order; empty for anything else."""
     items: Any = data.items() if isinstance(data, Mapping) else ()
-    return [(clean(key).replace("_", " "), flat(value)) for key, value in items]
+    return [(clean(key), flat(value)) for key, value in items]
 
 
 def protocol_line(summary: Summary) -> str:
