@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 
 # With the tool's default of 2048 a chunk may be cut across micro-batches of 512 tokens; its tail then passes
 # through another attention kernel, whose logits differ by about 1e-3. The golden files hold uncut chunks.
@@ -69,3 +70,10 @@ def chunk_logits(model_file: Path, tokens: npt.NDArray[np.int32]) -> Iterator[np
         lib.llama_batch_free(batch)
         lib.llama_free(context)
         lib.llama_model_free(model)
+
+
+def skip_unless_golden_kernels() -> None:
+    """Skip where llama.cpp lacks the golden files' AVX-512 kernels: others round differently."""
+    lib = pytest.importorskip("llama_cpp")
+    if b"AVX512 = 1" not in lib.llama_print_system_info():
+        pytest.skip("golden files were computed with AVX-512 kernels; this build or machine has none")

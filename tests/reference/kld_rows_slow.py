@@ -16,7 +16,8 @@ _libm.expf.argtypes = [ctypes.c_float]
 
 def f32(value: float) -> float:
     """Round to float32. One + − × ÷ of float32 values in double, then this, is the float32 operation."""
-    return float(np.float32(value))
+    with np.errstate(over="ignore"):  # to infinity, as in float32
+        return float(np.float32(value))
 
 
 def expf(value: float) -> float:

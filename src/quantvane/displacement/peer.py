@@ -157,11 +157,13 @@ def _summary(values: PeerTokenValues, count: int) -> PeerSummary:
     ppl, ppl_base = _exp(log_ppl), _exp(log_base)
     ln_ratio = PeerEstimate(
         log_ppl.value - log_base.value,
-        _root(log_ppl.uncertainty**2 + log_base.uncertainty**2 - 2 * cov),
+        _root(_square(log_ppl.uncertainty) + _square(log_base.uncertainty) - 2 * cov),
     )
     difference = PeerEstimate(
         ppl.value - ppl_base.value,
-        _root(ppl.uncertainty**2 + ppl_base.uncertainty**2 - 2 * (ppl.value * ppl_base.value * cov)),
+        _root(
+            _square(ppl.uncertainty) + _square(ppl_base.uncertainty) - 2 * (ppl.value * ppl_base.value * cov)
+        ),
     )
     kld_sorted, delta_sorted = np.sort(values.kld.astype(np.float32)), np.sort(delta)
     squares = (delta * delta).astype(np.float64)
@@ -194,7 +196,9 @@ def _summary(values: PeerTokenValues, count: int) -> PeerSummary:
         delta_p_at={label.strip(): _percentile(delta_sorted, fraction) for label, fraction in _DELTA_LABELS},
         delta_p_rms=rms,
         same_top=PeerEstimate(agree, math.sqrt(agree * (1 - agree) / (count - 1))),
-        reason=f"no spread to compute from: {', '.join(undefined)}" if undefined else "",
+        reason=f"undefined for lack of spread or infinite values: {', '.join(undefined)}"
+        if undefined
+        else "",
     )
 
 
@@ -211,6 +215,10 @@ def _exp(log: PeerEstimate) -> PeerEstimate:
     """exp of an estimate, its uncertainty to first order."""
     value = float(np.exp(np.float64(log.value)))
     return PeerEstimate(value, value * log.uncertainty)
+
+
+def _square(x: float) -> float:
+    return x * x  # x**2 raises where this overflows to infinity
 
 
 def _root(x: float) -> float:

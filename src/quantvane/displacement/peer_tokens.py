@@ -184,7 +184,8 @@ def clip_effect(values: PeerTokenValues, nll_exact: npt.NDArray[np.floating] | N
         note = f"{on_floor}: the clip changed nothing"
     else:
         note = (
-            f"{on_floor}: their true NLL is at least the stored one, so the base's perplexity is a lower bound "
-            "and every ratio against it an upper bound; how far off cannot be known from the file"
+            f"{on_floor}: their true NLL is at least the stored one, so that (but for 16-bit rounding) the "
+            "base's perplexity is a lower bound and every ratio against it an upper bound; how far off, the "
+            "file cannot say"
         )
     return ClipEffect(tokens, count, count / tokens, mean_stored, mean_exact, shortfall, note)
