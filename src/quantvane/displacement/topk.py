@@ -33,34 +33,37 @@ def kld_bounds_topk(
 ) -> tuple[FloatArray, FloatArray]:
     """Bounds of KL(p‖q) = Σ p (ln p − ln q) in nats, from the k largest log-probabilities of p and of q.
 
-    Known: p on the reference's ids, q on the candidate's; every other p is at most the smallest listed p and they
-    sum to what the list leaves, every other q likewise. The bounds hold for **every** pair (p, q) that fits.
+    Known: p on the reference's ids, q on the candidate's; every other p is at most the smallest listed p and
+    they sum to what the list leaves, every other q likewise. The bounds hold for **every** pair (p, q) that
+    fits.
 
-    Lower: the infimum. Both tails are free, the problem is convex, and by symmetry the ids in neither list share
-    their masses a and b equally, so they cost a ln(a/b) (log-sum inequality). It is solved over the masses of all
-    unlisted entries under their caps, and what is returned is the value of the Lagrange dual, which lies below the
-    infimum whatever the solver did; it meets the infimum within about 1e-12.
+    Lower: the infimum. Both tails are free, the problem is convex, and by symmetry the ids in neither list
+    share their masses a and b equally, so they cost a ln(a/b) (log-sum inequality). It is solved over the
+    masses of all unlisted entries under their caps, and what is returned is the value of the Lagrange dual,
+    which lies below the infimum whatever the solver did; it meets the infimum within about 1e-12.
 
-    Upper: the supremum, at a vertex of both polytopes. **It is +inf wherever some id can have q = 0 and p > 0**, as
-    nothing in a top-k list bounds the other q from below: an id that only the reference lists, or mass of p
-    that is left for ids in neither list. It is finite where the candidate's list covers everything that p can
-    reach, or where the candidate's caps leave no id without mass. No floor is ever put in for a missing q.
+    Upper: the supremum, at a vertex of both polytopes. **It is +inf wherever some id can have q = 0 and p >
+    0**, as nothing in a top-k list bounds the other q from below: an id that only the reference lists, or
+    mass of p that is left for ids in neither list. It is finite where the candidate's list covers everything
+    that p can reach, or where the candidate's caps leave no id without mass. No floor is ever put in for a
+    missing q.
 
     Cost: O(T k log k) times about 60 steps of bisection.
 
     Args:
-        ref_logprobs, ref_ids: (T, k) natural logarithms and token ids of the reference's k largest, any order.
-        cand_logprobs, cand_ids: (T, k') of the candidate. k' may differ. −inf is probability 0. A list must be the
-            k largest: drop an observed token that an API appends from further down.
+        ref_logprobs, ref_ids: (T, k) natural logarithms and token ids of the reference's k largest, any
+            order.
+        cand_logprobs, cand_ids: (T, k') of the candidate. k' may differ. −inf is probability 0. A list must
+            be the k largest: drop an observed token that an API appends from further down.
         vocab_size: V, common to both.
-        rounding: η, half-width of the rounding of all log-probabilities in nats. With 0 they are taken as exact in
-            double precision; a mass above 1 (within a single-precision log-softmax's error) shows how far they are
-            rounded, and the lower bound allows for it. With η > 0 the upper bound is finite only where
-            nothing is unknown.
+        rounding: η, half-width of the rounding of all log-probabilities in nats. With 0 they are taken as
+            exact in double precision; a mass above 1 (within a single-precision log-softmax's error) shows
+            how far they are rounded, and the lower bound allows for it. With η > 0 the upper bound is finite
+            only where nothing is unknown.
 
     Returns:
-        lower, upper: (T,) float64 with 0 ≤ lower ≤ upper. Both equal KL for k = k' = V with ``rounding`` 0. A mass
-        of p within 4e-15 of 0 counts as none. NaN where a row holds NaN.
+        lower, upper: (T,) float64 with 0 ≤ lower ≤ upper. Both equal KL for k = k' = V with ``rounding`` 0. A
+        mass of p within 4e-15 of 0 counts as none. NaN where a row holds NaN.
 
     Raises:
         DataError: shapes that do not fit, ids outside [0, V) or listed twice in a row, mass above 1 beyond

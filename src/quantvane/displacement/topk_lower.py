@@ -1,16 +1,17 @@
 """The infimum of KL(p‖q) over all tails that fit two top-k lists, from below.
 
-Unknown are p on the ids of the candidate's list alone (C), q on those of the reference's list alone (R), and both on
-the m ids of neither list. KL is jointly convex and the m ids are interchangeable, so at the optimum they share
-their masses a and b equally:
+Unknown are p on the ids of the candidate's list alone (C), q on those of the reference's list alone (R), and
+both on the m ids of neither list. KL is jointly convex and the m ids are interchangeable, so at the optimum
+they share their masses a and b equally:
 
     minimise  Σ_C pᵢ ln(pᵢ/qᵢ) + Σ_R pᵢ ln(pᵢ/qᵢ) + a ln(a/b)   (+ the ids in both lists, which are known)
     over  0 ≤ pᵢ ≤ P, 0 ≤ a ≤ mP, Σ_C pᵢ + a = r_p;   0 ≤ qᵢ ≤ Q, 0 ≤ b ≤ mQ, Σ_R qᵢ + b = r_q.
 
-For given a both sides are water-filling, pᵢ = min(P, θqᵢ) and (qᵢ, b) = min(cap, (pᵢ, a)/μ); a itself is found by
-bisection, since a/b rises and θ falls with a. The pair (θ, μ) then goes into the Lagrange dual, a closed form whose
-value is a lower bound for **any** θ, μ. Rounded data enter there too: each term is convex in the listed value, so
-it lies above its tangent, and moving p̃ by a factor within e^{±η} costs at most |∂/∂p|·p̃(e^η − 1).
+For given a both sides are water-filling, pᵢ = min(P, θqᵢ) and (qᵢ, b) = min(cap, (pᵢ, a)/μ); a itself is
+found by bisection, since a/b rises and θ falls with a. The pair (θ, μ) then goes into the Lagrange dual, a
+closed form whose value is a lower bound for **any** θ, μ. Rounded data enter there too: each term is convex
+in the listed value, so it lies above its tangent, and moving p̃ by a factor within e^{±η} costs at most
+|∂/∂p|·p̃(e^η − 1).
 """
 
 from __future__ import annotations
@@ -93,9 +94,7 @@ class _Problem:
     def q_mass(self, mass: FloatArray, level: FloatArray) -> FloatArray:
         """b at that level; all that is left over where the level is infinite."""
         with np.errstate(invalid="ignore"):
-            return np.where(
-                np.isfinite(level), np.minimum(self.m * self.Q, level * mass), self.m * self.Q
-            )
+            return np.where(np.isfinite(level), np.minimum(self.m * self.Q, level * mass), self.m * self.Q)
 
     def dual(self, theta: FloatArray, mu: FloatArray) -> FloatArray:
         """Value of the Lagrange dual at multipliers −1 − ln θ and μ, less the allowance for rounding."""
@@ -106,7 +105,8 @@ class _Problem:
             # ids in both lists
             log_ratio = np.where(np.isfinite(pair.log_ratio), pair.log_ratio, 0.0)
             known = (pair.p * log_ratio).sum(axis=-1)
-            drift = np.where(pair.both, pair.p * np.abs(log_ratio - t) + np.abs(u * pair.q_at_p - pair.p), 0.0)
+            change = pair.p * np.abs(log_ratio - t) + np.abs(u * pair.q_at_p - pair.p)
+            drift = np.where(pair.both, change, 0.0)
             # R: q = min(Q, p/μ)
             p = self.p_r
             inside = p < u * cap_q
@@ -127,9 +127,9 @@ class _Problem:
             a = np.minimum(room_p, theta * b)
             corner = np.where(a > 0.0, a * (np.log(a) - np.log(b) - log_theta - 1.0), 0.0) + mu * b
             neither = np.where(mu >= theta, 0.0, np.minimum(corner, 0.0))
-        total = known + cost_r.sum(axis=-1) + cost_c.sum(axis=-1) + neither
-        total = total + (log_theta + 1.0) * pair.p_rest - mu * pair.q_rest
-        out: FloatArray = total - self.slack * (drift.sum(axis=-1) + drift_c.sum(axis=-1))
+            total = known + cost_r.sum(axis=-1) + cost_c.sum(axis=-1) + neither
+            total = total + (log_theta + 1.0) * pair.p_rest - mu * pair.q_rest
+            out: FloatArray = total - self.slack * (drift.sum(axis=-1) + drift_c.sum(axis=-1))
         return out
 
     def infinite(self) -> npt.NDArray[np.bool_]:
@@ -143,7 +143,7 @@ class _Problem:
 
 
 def _fill(weights: FloatArray, caps: FloatArray, total: FloatArray) -> FloatArray:
-    """Level φ (T,) with Σⱼ min(capⱼ, φ weightⱼ) = total; +inf where the caps of positive weights do not reach it.
+    """Level φ (T,) with Σⱼ min(capⱼ, φ weightⱼ) = total; +inf where the weights' caps do not reach it.
 
     Args:
         weights, caps: (T, n), nonnegative. total: (T,).
@@ -162,6 +162,7 @@ def _fill(weights: FloatArray, caps: FloatArray, total: FloatArray) -> FloatArra
         if weights.shape[1] == 0:
             return np.full(len(weights), np.inf)
         first = reached.argmax(axis=-1)[:, None]
-        level = (total - np.take_along_axis(below, first, -1)[:, 0]) / np.take_along_axis(ahead, first, -1)[:, 0]
+        missing = total - np.take_along_axis(below, first, -1)[:, 0]
+        level = missing / np.take_along_axis(ahead, first, -1)[:, 0]
     out: FloatArray = np.where(reached.any(axis=-1), np.maximum(level, 0.0), np.inf)
     return out

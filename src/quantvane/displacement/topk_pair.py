@@ -20,9 +20,12 @@ class TopKPair:
     """T positions; p is the reference, with k listed entries, q the candidate, with k'.
 
     Attributes:
-        p: (T, k) listed p. q_at_p: (T, k) q there where ``both``, else 0. log_ratio: (T, k) ln p − ln q where ``both``
-            and p > 0, else 0. both: (T, k) the id is in the candidate's list too.
-        q: (T, k') listed q. only_q: (T, k') the id is not in the reference's list.
+        p: (T, k) listed p.
+        q_at_p: (T, k) q there where ``both``, else 0.
+        log_ratio: (T, k) ln p − ln q where ``both`` and p > 0, else 0.
+        both: (T, k) the id is in the candidate's list too.
+        q: (T, k') listed q.
+        only_q: (T, k') the id is not in the reference's list.
         p_rest, q_rest: (T,) mass beside the list. p_cap, q_cap: (T,) the most an unlisted entry can have.
         neither: (T,) number of ids in neither list.
         rounding: (T,) half-width of the log-probabilities' rounding, declared or proven.

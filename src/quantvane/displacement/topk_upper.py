@@ -1,10 +1,10 @@
 """The supremum of KL(p‖q) over all tails that fit two top-k lists.
 
-KL is convex, so it is largest at a vertex of each polytope: unlisted entries at their cap or at 0, at most one
-between. If q's caps leave room, some vertex has q = 0 on an id where p can have mass, and the supremum is +inf. Else
-either q is settled wherever p can be, or all N ids unlisted for q are at its cap Q but one, at ρ = r_q − (N−1)Q > 0,
-which the adversary puts where p is largest. p then goes, cap by cap, to the ids with the smallest q (the entropy part
-Σ p ln p is the same for all its vertices).
+KL is convex, so it is largest at a vertex of each polytope: unlisted entries at their cap or at 0, at most
+one between. If q's caps leave room, some vertex has q = 0 on an id where p can have mass, and the supremum is
++inf. Else either q is settled wherever p can be, or all N ids unlisted for q are at its cap Q but one, at ρ =
+r_q − (N−1)Q > 0, which the adversary puts where p is largest. p then goes, cap by cap, to the ids with the
+smallest q (the entropy part Σ p ln p is the same for all its vertices).
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ def _spread(
 ) -> FloatArray:
     """Σ p ln(p/q) (T,) with ``rest`` poured, cap by cap, onto the ids unlisted for p in ascending order of q.
 
-    First ``special`` ids (0 or 1) with ln q = ``log_last``, then the others of neither list with ``log_cap``, then
-    those of the candidate's list, whose q is at least the cap.
+    First ``special`` ids (0 or 1) with ln q = ``log_last``, then the others of neither list with ``log_cap``,
+    then those of the candidate's list, whose q is at least the cap.
     """
     safe = np.where(pair.p_cap > 0.0, pair.p_cap, 1.0)
     full = np.floor(rest / safe)
@@ -69,8 +69,8 @@ def _spread(
     q = np.sort(np.where(pair.only_q & (pair.q > 0.0), pair.q, np.inf), axis=-1)  # absent ids last
     place = pair.neither[:, None] + np.arange(q.shape[1])
     usable = np.isfinite(q)
-    amount = np.where(place < full[:, None], safe[:, None], np.where(place == full[:, None], left[:, None], 0.0))
-    amount = np.where(usable, amount, 0.0)
+    last = np.where(usable & (place == full[:, None]), left[:, None], 0.0)
+    amount = np.where(usable & (place < full[:, None]), safe[:, None], last)
     with np.errstate(divide="ignore", invalid="ignore"):
         listed = np.where(amount > 0.0, amount * (np.log(amount) - np.log(q)), 0.0).sum(axis=-1)
         whole = np.minimum(full, pair.neither)

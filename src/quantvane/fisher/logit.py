@@ -27,12 +27,11 @@ __all__ = [
 _CHUNK = 1 << 18  # elements in flight: two float64 buffers of 2 MiB, or one row where V is larger
 
 
-
 def lambda_max(logits: npt.ArrayLike) -> FloatArray:
     """Largest eigenvalue of diag(p) − ppᵀ, p = softmax(logits), in O(V) a row.
 
-    Solves p₁/(p₁−λ) = Σ_{i≥2} pᵢ/(λ−pᵢ) by a Newton iteration that rises monotonically from a closed-form lower
-    bound (see `quantvane.fisher.secular`). Relative error below 1e-12, also next to one-hot.
+    Solves p₁/(p₁−λ) = Σ_{i≥2} pᵢ/(λ−pᵢ) by a Newton iteration that rises monotonically from a closed-form
+    lower bound (see `quantvane.fisher.secular`). Relative error below 1e-12, also next to one-hot.
 
     Args:
         logits: (..., V), any real dtype; −inf is probability 0. Shifts along the last axis do not matter.
@@ -121,11 +120,13 @@ def lambda_bracket(
     return two_atom_bounds(first, second, np.maximum(mass - second, 0.0))
 
 
-def lambda_heuristic_interval(p1: npt.ArrayLike, s: npt.ArrayLike | None = None) -> tuple[FloatArray, FloatArray]:
+def lambda_heuristic_interval(
+    p1: npt.ArrayLike, s: npt.ArrayLike | None = None
+) -> tuple[FloatArray, FloatArray]:
     """The interval p₁(1−p₁) ≤ λ_max ≤ 2p₁(1−p₁), from the largest probability alone.
 
-    Rigorous, if wide: the lower end is a diagonal entry, the upper Gershgorin's disc (capped at min(p₁, ½), which
-    λ never exceeds).
+    Rigorous, if wide: the lower end is a diagonal entry, the upper Gershgorin's disc (capped at min(p₁, ½),
+    which λ never exceeds).
 
     Args:
         p1: largest probability, any shape.
@@ -150,8 +151,8 @@ def lambda_heuristic_interval(p1: npt.ArrayLike, s: npt.ArrayLike | None = None)
 def published_heuristic(logits: npt.ArrayLike) -> FloatArray:
     """A point estimate found in published code, p₁(1−p₁)(1 + ½·H/ln V). **Not a bound**: for comparison only.
 
-    H is the entropy in nats. The value falls below the rigorous lower bound or above the rigorous upper bound on a
-    large share of distributions.
+    H is the entropy in nats. The value falls below the rigorous lower bound or above the rigorous upper bound
+    on a large share of distributions.
 
     Args:
         logits: (..., V), as for `lambda_max`.
@@ -205,7 +206,9 @@ def _shift(x: FloatArray) -> npt.NDArray[np.bool_]:
 def _chunk(x: FloatArray) -> FloatArray:
     """`lambda_max` of (n, V) float64 rows, which it overwrites."""
     valid = _shift(x)
-    np.exp(x, out=x)  # unnormalised: λ is homogeneous, so one division by the total at the end is all it takes
+    np.exp(
+        x, out=x
+    )  # unnormalised: λ is homogeneous, so one division by the total at the end is all it takes
     np.put_along_axis(x, x.argmax(axis=-1)[:, None], 0.0, axis=-1)  # the largest is exactly 1 and set apart
     rest, second = x.sum(axis=-1), x.max(axis=-1)
     one = np.ones_like(rest)

@@ -4,13 +4,13 @@ For nonnegative x₁ ≥ x₂ ≥ … (a distribution, or any positive multiple 
 
     λ(x) = λ_max( diag(x) − x xᵀ / Σx ) = max over unit v of  min over c of  Σ xᵢ (vᵢ − c)².
 
-The right-hand side grows with every xᵢ and is homogeneous, so min Δln xᵢ ≤ Δln λ ≤ max Δln xᵢ. For x₂ < x₁ it is
-the root in (x₂, x₁) of
+The right-hand side grows with every xᵢ and is homogeneous, so min Δln xᵢ ≤ Δln λ ≤ max Δln xᵢ. For x₂ < x₁ it
+is the root in (x₂, x₁) of
 
     x₁/(x₁ − λ) = ψ(λ),   ψ(λ) = Σ_{i≥2} xᵢ/(λ − xᵢ)        (rank-one secular equation)
 
-and f(λ) = 1/ψ(λ) − (x₁ − λ)/x₁ is concave and increasing there, so Newton's method started below the root rises
-to it monotonically and every iterate is a lower bound.
+and f(λ) = 1/ψ(λ) − (x₁ − λ)/x₁ is concave and increasing there, so Newton's method started below the root
+rises to it monotonically and every iterate is a lower bound.
 
 All solvers here work in the unit λ₀ (a lower bound of λ): locations uᵢ = xᵢ/λ₀ ≤ 1, unknown z = λ/λ₀ ≥ 1,
 g = λ₀/x₁. In that unit nothing overflows, however close to one-hot the distribution is.
@@ -56,14 +56,13 @@ def rise(
     return z
 
 
-def two_atom_bounds(
-    x1: FloatArray, x2: FloatArray, rest: FloatArray
-) -> tuple[FloatArray, FloatArray]:
+def two_atom_bounds(x1: FloatArray, x2: FloatArray, rest: FloatArray) -> tuple[FloatArray, FloatArray]:
     """λ(x) between closed forms in x₁, x₂ and the mass ``rest`` of all other entries (each ≤ x₂).
 
     Lower: the rest spread infinitely thin, ψ ≥ x₂/(λ−x₂) + rest/λ, the larger root of
-    Tλ² − (2x₁x₂ + rest(x₁+x₂))λ + x₁x₂rest = 0 with T = x₁+x₂+rest; its discriminant is (2x₁x₂)² + (rest(x₁−x₂))²,
-    which has no cancellation. Upper: the rest at x₂, ψ ≤ (x₂+rest)/(λ−x₂), so λ ≤ x₁(2x₂+rest)/T.
+    Tλ² − (2x₁x₂ + rest(x₁+x₂))λ + x₁x₂rest = 0 with T = x₁+x₂+rest; its discriminant is (2x₁x₂)² +
+    (rest(x₁−x₂))², which has no cancellation. Upper: the rest at x₂, ψ ≤ (x₂+rest)/(λ−x₂), so λ ≤
+    x₁(2x₂+rest)/T.
     """
     total = x1 + x2 + rest
     twice = 2.0 * x1 * x2
@@ -93,7 +92,7 @@ def solve_atoms(x1: FloatArray, locations: FloatArray, masses: FloatArray) -> Fl
     live = (mass > 0.0) & (x1 > 0.0)
     tied = live & (top >= x1)
     safe = np.where(live, x1, 1.0)
-    # Two lower bounds of ψ: everything spread thin, or the largest atom alone. The upper: everything at `top`.
+    # Lower: everything spread thin, or the largest atom alone. Upper: everything at `top`.
     start = np.maximum(safe * mass / (safe + mass), safe * (top_mass + top) / (safe + top_mass))
     start = np.where(live, np.clip(start, top, safe), 1.0)
     upper = np.where(live, np.clip(safe * (mass + top) / (safe + mass), start, safe), 1.0)

@@ -22,13 +22,13 @@ class TopK:
     """n rows of top-k lists of one vocabulary.
 
     Attributes:
-        logp: (n, k) log-probabilities in the order given; rows without NaN only where ``valid``.
+        logp: (n, k) log-probabilities in the order given.
         p: (n, k) their exponentials.
-        rest: (n,) 1 − Σp, from −expm1 of the largest log-probability; slightly negative where rounding made the
-            mass exceed 1.
+        rest: (n,) 1 − Σp, from −expm1 of the largest log-probability; slightly negative where rounding made
+            the mass exceed 1.
         cap: (n,) the smallest listed probability: no unlisted entry is larger.
-        rounding: (n,) half-width η of the log-probabilities' rounding: as declared, and at least what a mass above 1
-            proves.
+        rounding: (n,) half-width η of the log-probabilities' rounding: as declared, and at least what a mass
+            above 1 proves.
         unlisted: V − k, or infinity where V is not known.
         valid: (n,) False where the row holds NaN (its numbers are placeholders).
     """
@@ -48,8 +48,8 @@ def read_topk(logp: FloatArray, vocab_size: int | None, rounding: float, name: s
     A whole distribution (k = V) with ``rounding`` 0 is renormalised, since its mass is known to be 1.
 
     Raises:
-        DataError: k > V, a negative or infinite rounding, a mass above 1 beyond rounding, or a mass below 1 that
-            the V − k unlisted entries, none above the smallest listed one, cannot hold.
+        DataError: k > V, a negative or infinite rounding, a mass above 1 beyond rounding, or a mass below 1
+            that the V − k unlisted entries, none above the smallest listed one, cannot hold.
     """
     n, k = logp.shape
     if k == 0 or (vocab_size is not None and vocab_size < k):
@@ -66,7 +66,7 @@ def read_topk(logp: FloatArray, vocab_size: int | None, rounding: float, name: s
             got=repr(rounding),
             remedy="for values printed with d decimals pass 0.5 * 10**-d",
         )
-    valid: npt.NDArray[np.bool_] = ~np.isnan(logp).any(axis=-1)
+    valid: npt.NDArray[np.bool_] = np.logical_not(np.isnan(logp).any(axis=-1))
     logp = np.where(valid[:, None], logp, -math.log(k))
     eta = np.full(n, float(rounding))
     with np.errstate(over="ignore"):
@@ -76,6 +76,8 @@ def read_topk(logp: FloatArray, vocab_size: int | None, rounding: float, name: s
     np.put_along_axis(others, logp.argmax(axis=-1)[:, None], 0.0, axis=-1)
     with np.errstate(over="ignore"):
         rest = -np.expm1(head) - others.sum(axis=-1)
+    with np.errstate(invalid="ignore"):
+        rest = np.where(np.isposinf(head), -np.inf, rest)
     _refuse(
         valid & ~(rest >= -(math.expm1(rounding) + MASS_SLACK)),
         f"{name}: the listed probabilities sum to more than 1",
@@ -105,9 +107,7 @@ def read_topk(logp: FloatArray, vocab_size: int | None, rounding: float, name: s
     return TopK(logp, p, rest, cap, eta, unlisted, valid)
 
 
-def _refuse(
-    bad: npt.NDArray[np.bool_], message: str, expected: str, mass: FloatArray, remedy: str
-) -> None:
+def _refuse(bad: npt.NDArray[np.bool_], message: str, expected: str, mass: FloatArray, remedy: str) -> None:
     if bool(bad.any()):
         row = int(bad.argmax())
         raise DataError(message, expected=expected, got=f"mass {mass[row]:.9g} in row {row}", remedy=remedy)
