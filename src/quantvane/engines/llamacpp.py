@@ -223,7 +223,7 @@ class LlamaCpp:
         """See `Engine.logits`. A block is the output of one decode call: at most ``n_batch`` rows."""
         if self._ctx is None:
             self._open_context()
-        assert self._batch is not None  # noqa: S101 - set together with the context, for the type checker
+        assert self._batch is not None
         longest = max((len(w.tokens) for w in windows), default=0)
         if longest > self._context:
             raise EngineError(
