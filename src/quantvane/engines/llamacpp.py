@@ -32,7 +32,8 @@ def _threads() -> int:
 
 # The F32 KV cache is ours, not llama.cpp's default: F16 alone costs 2e-6 mean KLD. Flash attention rounds an
 # F32 cache to F16 on its way in and so takes the gain away: it is off by default beside an F32 cache
-# (docs/engines.md has the figures) and llama.cpp's own "auto" beside any other. The batch sizes are llama.cpp's own unit of computation (its n_ubatch).
+# (docs/engines.md has the figures) and llama.cpp's own "auto" beside any other. A batch of 512 is llama.cpp's own
+# unit of computation (its n_ubatch).
 SETTINGS: dict[str, Setting] = {
     "n_threads": Setting(_threads, integer(1, 1024), "threads for decoding"),
     "n_batch": Setting(512, integer(1, 65536), "tokens handed to one decode call"),

@@ -36,7 +36,7 @@ def make_cohort(
     make_directory(out)
     book = out / "cohort.json"
     held: dict[str, Any] = read_json(book)["files"] if book.exists() else {}
-    source = {
+    source: dict[str, Any] = {
         "reference": sha256_file(reference),
         "imatrix": sha256_file(imatrix) if imatrix and Path(imatrix).is_file() else imatrix,
         "build": package_versions().get("llama-cpp-python", ""),
@@ -48,7 +48,7 @@ def make_cohort(
         origin = {**source, "type": kind}
         known = held.get(target.name)
         fresh = known is not None and known["origin"] == origin and target.is_file()
-        if not (fresh and sha256_file(target) == known["sha256"]):
+        if not (fresh and known and sha256_file(target) == known["sha256"]):
             if target.exists() and known is None:
                 raise OutputError(
                     f"'{target}' was not made here",

@@ -144,7 +144,7 @@ def summarize(out: Path) -> dict[str, Any]:
     candidates: list[dict[str, Any]] = []
     klds: dict[str, Any] = {}
     reference_ppl: dict[str, Any] = {}
-    unit, clusters = "window", None
+    unit, clusters = "window", np.empty(0, np.int64)
     for name in spec.names:
         columns = columns_of(token_path(out, name), _COLUMNS)
         clusters, unit = _clusters(columns, documents)

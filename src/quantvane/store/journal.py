@@ -1,7 +1,8 @@
 """An append-only file of record batches that survives being killed at any byte.
 
 Layout: magic, then frames of ``u32 length | u32 crc32 | Arrow IPC stream``, little-endian. A frame holds the
-batches of one unit of work, which so becomes durable as a whole. A frame is whole or it does not count: on opening, everything after the last whole frame is cut off.
+batches of one unit of work, which so becomes durable as a whole. A frame is whole or it does not count: on
+opening, everything after the last whole frame is cut off.
 """
 
 from __future__ import annotations
