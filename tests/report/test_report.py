@@ -207,7 +207,8 @@ def test_importing_the_room_loads_no_drawing_library() -> None:
 
 
 @pytest.mark.slow
-def test_building_takes_less_than_six_seconds() -> None:
-    start = time.perf_counter()
+def test_building_takes_less_than_six_seconds_of_processor_time() -> None:
+    # Processor time of all threads, not the clock: other work on the machine must not decide this.
+    start = time.process_time()
     build_report(sample.seven())
-    assert time.perf_counter() - start < 6
+    assert time.process_time() - start < 6

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from .numbers import DASH, file_size, interval, number, percent
+from .numbers import DASH, file_size, interval, percent
 from .readings import Candidate, Reading, Summary, clean, read
 from .tables import BREAKDOWNS, Row, bucket_rows, tensor_rows
 from .words import OTHER, pairs, rank_text
@@ -133,7 +133,7 @@ def share_grid(summary: Summary, notes: Notes) -> Grid | None:
                 cell = notes.cell(read(item.get("share")), scale=100)
                 found.setdefault(read(item["threshold"]).value, {})[candidate.key] = cell
     rows = [
-        (f"above {number(level)} nats", tuple(cells.get(c.key, Cell(DASH)) for c in summary.ranked))
+        (f"above {level:g} nats", tuple(cells.get(c.key, Cell(DASH)) for c in summary.ranked))
         for level, cells in sorted(found.items())
     ]
     heads = tuple((c.key, "") for c in summary.ranked)
