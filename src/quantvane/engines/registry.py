@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from quantvane.engines.base import Engine
+from quantvane.engines.gguf_file import check_gguf, gguf_shards
 from quantvane.errors import ModelFileError, SpecError
 from quantvane.spec import ModelSpec
 
-__all__ = ["ENGINES", "engine_name", "floor_variation", "open_engine"]
+__all__ = ["ENGINES", "check_model", "engine_name", "floor_variation", "open_engine"]
 
 
 def _llamacpp(path: str, settings: Mapping[str, Any], context: int) -> Engine:
@@ -71,6 +72,25 @@ def engine_name(spec: ModelSpec) -> str:
         got=spec.path,
         remedy="add @llamacpp or @hf to the spec",
     )
+
+
+def check_model(spec: ModelSpec) -> None:
+    """Refuse a model that is plainly not there, before anything is loaded or written.
+
+    Raises:
+        SpecError: no such engine. ModelFileError: nothing there, or nothing of the kind the engine reads.
+    """
+    name = engine_name(spec)
+    if name == "llamacpp":
+        for shard in gguf_shards(spec.path):
+            check_gguf(shard)
+    elif name == "hf" and not (Path(spec.path) / "config.json").is_file():
+        raise ModelFileError(
+            f"no Hugging Face model in '{spec.path}'",
+            expected="a directory with config.json and safetensors files",
+            got="no config.json" if Path(spec.path).is_dir() else "no directory",
+            remedy="check the path; models are read from disk only",
+        )
 
 
 def open_engine(spec: ModelSpec, context: int) -> Engine:

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from quantvane.engines.registry import engine_name
-from quantvane.errors import CapabilityError, OutputError, SpecError
+from quantvane.engines.registry import check_model, engine_name
+from quantvane.errors import CapabilityError, OutputError, QuantvaneError, SpecError
 from quantvane.run.cohort import make_cohort
 from quantvane.run.finish import finish, summarize, token_path
 from quantvane.run.local import run_worker
+from quantvane.run.measure import journal_path
 from quantvane.run.plan import CompareSpec, Job, candidate_names, plan_jobs
 from quantvane.spec import ModelSpec, canonical_hash
 from quantvane.store.atomic import make_directory, read_json, to_json, write_json
+from quantvane.store.journal import read_journal
 
 __all__ = ["Comparison", "compare", "open_run", "run_compare"]
 
@@ -69,7 +73,7 @@ def run_compare(spec: CompareSpec, out: Path, on_event: OnEvent = lambda event: 
         QuantvaneError: what went wrong; what was finished stays for the next attempt.
     """
     for model in (spec.reference, *spec.candidates):
-        engine_name(model)  # a wrong path or name is refused before anything is loaded or written
+        check_model(model)  # a wrong path or name is refused before anything is loaded or written
     for text in spec.texts:
         _check_readable(text)
     make_directory(out)
@@ -78,7 +82,11 @@ def run_compare(spec: CompareSpec, out: Path, on_event: OnEvent = lambda event: 
         request = {
             "task": "measure", "spec": spec.to_dict(), "jobs": [job.to_dict() for job in jobs], "out": str(out),
         }  # fmt: skip
-        run_worker(request, on_event)
+        try:
+            run_worker(request, on_event)
+        except QuantvaneError:
+            _discard_if_empty(out, jobs)
+            raise
     on_event({"event": "summarizing"})
     return Comparison(out, finish(out, spec, jobs))
 
@@ -117,6 +125,17 @@ def _plan(out: Path, spec: CompareSpec) -> list[Job]:
             remedy="choose another --out, or remove that directory to measure again",
         )
     return [Job.from_dict(job) for job in held["jobs"]]
+
+
+def _discard_if_empty(out: Path, jobs: Sequence[Job]) -> None:
+    """After a failure before the first finished unit there is nothing to continue: leave nothing behind."""
+    if any(next(read_journal(journal_path(out, job)), None) for job in jobs):
+        return
+    shutil.rmtree(out / "journal", ignore_errors=True)
+    for name in ("plan.json", "manifest.json"):
+        (out / name).unlink(missing_ok=True)
+    with suppress(OSError):  # not empty: it holds a cohort, or was the user's own
+        out.rmdir()
 
 
 def is_complete(out: Path) -> bool:
