@@ -31,8 +31,8 @@ _SKIPPED = re.compile(r"GGUF\.|general\.file_type$|general\.architecture$")
 def permute_rope(weight: np.ndarray, heads: int) -> np.ndarray:
     """Rows of Q or K (heads · d, n) reordered from half-split to interleaved rotary pairs.
 
-    Hugging Face turns the pair (i, i + d/2) of a head together, llama.cpp's Llama the pair (2i, 2i + 1); so row
-    2i + j of a head is taken from row i + j·d/2.
+    Hugging Face turns the pair (i, i + d/2) of a head together, llama.cpp's Llama the pair (2i, 2i + 1); so
+    row 2i + j of a head is taken from row i + j·d/2.
     """
     rows, columns = weight.shape
     d = rows // heads
@@ -45,7 +45,9 @@ def write_f32_gguf(model_dir: Path, like: Path, out: Path) -> Path:
     from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, GGUFWriter, LlamaFileType
     from safetensors.torch import load_file
 
-    stored = {name: t.to(torch.float32).numpy() for name, t in load_file(model_dir / "model.safetensors").items()}
+    stored = {
+        name: t.to(torch.float32).numpy() for name, t in load_file(model_dir / "model.safetensors").items()
+    }
     reader = GGUFReader(str(like))
     writer = GGUFWriter(str(out), "llama")
     for field in reader.fields.values():
