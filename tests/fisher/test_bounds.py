@@ -57,7 +57,7 @@ def tail(rng, kind, rest, cap, count):
 
 
 def violations(seed, count):
-    """(violations, tails checked); each tail meets the bounds with and without V, with and without rounding."""
+    """(violations, tails checked); each tail meets bounds with and without V, with and without rounding."""
     rng = np.random.default_rng(seed)
     bad = checked = 0
     while checked < count:
