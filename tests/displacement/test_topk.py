@@ -159,6 +159,19 @@ def test_a_rounded_candidate_tail_is_no_certificate_of_infinity():
     assert high[0] == np.inf
 
 
+def test_underflow_is_no_zero():
+    """Log-probabilities below −745, sentinels of −9999 too, exponentiate to 0 without being 0."""
+    ref, cand = np.log([[0.6, 0.4]]), [[0.0, -9999.0]]
+    low, high = kld_bounds_topk(ref, [[0, 1]], cand, [[0, 1]], 2)
+    assert low[0] == high[0] == pytest.approx(0.6 * np.log(0.6) + 0.4 * (np.log(0.4) + 9999.0), rel=1e-12)
+    low, high = kld_bounds_topk(ref, [[0, 1]], cand, [[0, 2]], 50)  # id 1 has at most e^-9999
+    assert 200.0 < low[0] < np.inf
+    assert high[0] == np.inf
+    low, high = kld_bounds_topk(np.log([[0.6]]), [[0]], cand, [[0, 1]], 2)
+    assert low[0] <= 0.6 * np.log(0.6) + 0.4 * (np.log(0.4) + 9999.0) <= high[0] * (1 + 1e-12)
+    assert np.isfinite(high[0])
+
+
 def test_rounding_loosens_the_lower_bound_only_a_little():
     rng = np.random.default_rng(8)
     a, _ = pairs(rng, 30, rows=40)

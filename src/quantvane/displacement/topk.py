@@ -163,6 +163,7 @@ def _join(
         log_ratio=log_ratio,
         both=both,
         q=cand.p,
+        log_q=cand.logp,
         only_q=~in_ref.found,
         p_rest=ref.rest,
         q_rest=cand.rest,

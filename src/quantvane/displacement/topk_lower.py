@@ -72,7 +72,7 @@ class _Problem:
         low = np.minimum(np.maximum(self.r_p - room, 0.0), high)
         for _ in range(_BISECTIONS):
             middle = 0.5 * (low + high)
-            with np.errstate(divide="ignore", invalid="ignore"):
+            with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
                 ratio = middle / self.q_mass(middle, self.q_level(middle))
             above = ratio >= self.p_level(middle)
             low, high = np.where(above, low, middle), np.where(above, middle, high)
@@ -82,7 +82,7 @@ class _Problem:
     def p_level(self, mass: FloatArray) -> FloatArray:
         """θ with Σ_C min(P, θq) = r_p − a; 1 where C holds no q."""
         level = _fill(self.q_c, self.caps_c, np.maximum(self.r_p - mass, 0.0))
-        with np.errstate(divide="ignore", invalid="ignore"):
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             full = np.where(self.caps_c > 0.0, self.caps_c / self.q_c, 0.0).max(axis=-1, initial=0.0)
         empty = full <= 0.0
         return np.where(empty, 1.0, np.where(np.isfinite(level), level, full))
@@ -148,7 +148,7 @@ def _fill(weights: FloatArray, caps: FloatArray, total: FloatArray) -> FloatArra
     Args:
         weights, caps: (T, n), nonnegative. total: (T,).
     """
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         used = weights > 0.0
         limit = np.where(used, caps / weights, np.inf)
         order = np.argsort(limit, axis=-1)

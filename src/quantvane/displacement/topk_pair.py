@@ -25,6 +25,7 @@ class TopKPair:
         log_ratio: (T, k) ln p − ln q where ``both`` and p > 0, else 0.
         both: (T, k) the id is in the candidate's list too.
         q: (T, k') listed q.
+        log_q: (T, k') its logarithm, exact where q would underflow.
         only_q: (T, k') the id is not in the reference's list.
         p_rest, q_rest: (T,) mass beside the list. p_cap, q_cap: (T,) the most an unlisted entry can have.
         neither: (T,) number of ids in neither list.
@@ -38,6 +39,7 @@ class TopKPair:
     log_ratio: FloatArray
     both: npt.NDArray[np.bool_]
     q: FloatArray
+    log_q: FloatArray
     only_q: npt.NDArray[np.bool_]
     p_rest: FloatArray
     q_rest: FloatArray

@@ -43,7 +43,7 @@ def supremum(pair: TopKPair) -> FloatArray:
     known = (pair.p * log_ratio).sum(axis=-1)
     none = np.zeros_like(rest)
     with np.errstate(divide="ignore", invalid="ignore"):
-        log_cap = np.where(pair.q_cap > 0.0, np.log(pair.q_cap), 0.0)
+        log_cap = np.where(pair.q_cap > 0.0, pair.log_q.min(axis=-1), 0.0)
         log_last = np.minimum(np.where(forced, np.log(last), 0.0), log_cap)
         p_r = np.where(ref_only, pair.p, 0.0)
         listed = np.where(p_r > 0.0, p_r * (np.log(p_r) - log_cap[:, None]), 0.0).sum(axis=-1)
@@ -66,13 +66,13 @@ def _spread(
     safe = np.where(pair.p_cap > 0.0, pair.p_cap, 1.0)
     full = np.floor(rest / safe)
     left = np.clip(rest - full * safe, 0.0, safe)
-    q = np.sort(np.where(pair.only_q & (pair.q > 0.0), pair.q, np.inf), axis=-1)  # absent ids last
-    place = pair.neither[:, None] + np.arange(q.shape[1])
-    usable = np.isfinite(q)
+    log_q = np.sort(np.where(pair.only_q & (pair.q > 0.0), pair.log_q, np.inf), axis=-1)  # absent last
+    place = pair.neither[:, None] + np.arange(log_q.shape[1])
+    usable = np.isfinite(log_q)
     last = np.where(usable & (place == full[:, None]), left[:, None], 0.0)
     amount = np.where(usable & (place < full[:, None]), safe[:, None], last)
     with np.errstate(divide="ignore", invalid="ignore"):
-        listed = np.where(amount > 0.0, amount * (np.log(amount) - np.log(q)), 0.0).sum(axis=-1)
+        listed = np.where(amount > 0.0, amount * (np.log(amount) - log_q), 0.0).sum(axis=-1)
         whole = np.minimum(full, pair.neither)
         partial = np.where(full < pair.neither, left, 0.0)
         entropy = whole * safe * np.log(safe) + np.where(partial > 0.0, partial * np.log(partial), 0.0)

@@ -70,7 +70,7 @@ def lambda_bounds_topk(
 
 def _known(top: TopK, factor: FloatArray) -> tuple[FloatArray, FloatArray]:
     """Largest entry (n,) and the other listed ones (n, k−1), times ``factor``."""
-    p = -np.sort(-top.p, axis=-1) * factor[:, None]
+    p = np.exp(-np.sort(-top.logp, axis=-1)) * factor[:, None]
     return p[:, 0], p[:, 1:]
 
 

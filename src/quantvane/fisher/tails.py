@@ -23,7 +23,7 @@ class TopK:
 
     Attributes:
         logp: (n, k) log-probabilities in the order given.
-        p: (n, k) their exponentials.
+        p: (n, k) their exponentials; positive unless −inf, see `_exp`.
         rest: (n,) 1 − Σp, from −expm1 of the largest log-probability; slightly negative where rounding made
             the mass exceed 1.
         cap: (n,) the smallest listed probability: no unlisted entry is larger.
@@ -69,8 +69,7 @@ def read_topk(logp: FloatArray, vocab_size: int | None, rounding: float, name: s
     valid: npt.NDArray[np.bool_] = np.logical_not(np.isnan(logp).any(axis=-1))
     logp = np.where(valid[:, None], logp, -math.log(k))
     eta = np.full(n, float(rounding))
-    with np.errstate(over="ignore"):
-        p = np.exp(logp)
+    p = _exp(logp)
     head = logp.max(axis=-1)
     others = p.copy()
     np.put_along_axis(others, logp.argmax(axis=-1)[:, None], 0.0, axis=-1)
@@ -100,11 +99,20 @@ def read_topk(logp: FloatArray, vocab_size: int | None, rounding: float, name: s
         if rounding == 0.0:
             log_mass = np.log1p(-rest)
             logp = logp - log_mass[:, None]
-            p = np.exp(logp)
+            p = _exp(logp)
             cap, rest = p.min(axis=-1), np.zeros(n)
     else:
         eta = np.maximum(eta, np.where(rest < 0.0, -rest, 0.0))
     return TopK(logp, p, rest, cap, eta, unlisted, valid)
+
+
+def _exp(logp: FloatArray) -> FloatArray:
+    """exp that is 0 for −inf alone: what would underflow (sentinels such as −9999 too) becomes e^{−700}.
+
+    A listed probability of 0 closes the list and makes KL infinite; a tiny one must do neither.
+    """
+    with np.errstate(over="ignore"):
+        return np.where(np.isneginf(logp), 0.0, np.exp(np.maximum(logp, -700.0)))
 
 
 def _refuse(bad: npt.NDArray[np.bool_], message: str, expected: str, mass: FloatArray, remedy: str) -> None:
