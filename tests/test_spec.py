@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -68,11 +70,11 @@ def test_candidate_names_are_unique():
 
 
 def _protocol(**changes):
-    fields = dict(
+    usual = Protocol(
         name="llama-perplexity", corpora=(CorpusId("a.txt", "00"),), tokenizer="t", context=512, stride=512,
         chunks=None, bos="replace-first", scored="second half",
     )  # fmt: skip
-    return Protocol(**{**fields, **changes})
+    return replace(usual, **changes)
 
 
 def test_protocols_differ_by_hash_and_are_refused_by_field():

@@ -49,7 +49,7 @@ def test_the_run_directory_is_what_the_contract_says(run):
     names = {p.name for p in run.out.iterdir()}
     assert {"manifest.json", "tokens", "summary.json", "report.html", "charts"} <= names
     assert "journal" not in names
-    assert not [p for p in run.out.rglob("*.tmp")]
+    assert not list(run.out.rglob("*.tmp"))
     manifest = json.loads((run.out / "manifest.json").read_text())
     assert manifest["schema"] == 1
     assert manifest["state"] == "complete"
@@ -214,7 +214,7 @@ def test_several_corpora_are_kept_apart_and_pooled(tmp_path, text):
 
 def test_units_hold_whole_windows():
     fake = open_fake("r", {})
-    windows = [w for w in peer_windows(fake, _Corpus, WindowRule(64, 64, None), 0)]
+    windows = list(peer_windows(fake, _Corpus, WindowRule(64, 64, None), 0))
     groups = units(windows, 200)
     assert [w.index for g in groups for w in g] == list(range(len(windows)))
     assert {len(g) for g in groups[:-1]} == {3}

@@ -6,7 +6,6 @@ import click
 
 from quantvane.cli.options import json_option, out_option, read_types, settings_of, settings_option
 from quantvane.cli.output import print_comparison, progress
-from quantvane.run.compare import compare
 from quantvane.spec import PROTOCOLS
 
 __all__ = ["command"]
@@ -50,6 +49,8 @@ def command(
     quantvane compare m-f16.gguf --quantize Q8_0,Q4_K_M,Q2_K --text wiki.txt --chunks 80
     quantvane compare m-f16.gguf 'm-f16.gguf?cache_type_k=q8_0' --text wiki.txt
     """
+    from quantvane.run.compare import compare  # here, so that --help loads no numerics
+
     with progress() as on_event:
         result = compare(
             reference,

@@ -5,15 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from quantvane.errors import QuantvaneError
-from quantvane.run.compare import Comparison
 from quantvane.store.atomic import to_json
+
+if TYPE_CHECKING:
+    from quantvane.run.compare import Comparison
 
 __all__ = ["print_comparison", "print_error", "print_json", "progress"]
 

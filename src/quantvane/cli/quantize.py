@@ -10,7 +10,6 @@ from rich.table import Table
 
 from quantvane.cli.options import json_option, read_types
 from quantvane.cli.output import print_json, progress
-from quantvane.run.cohort import make_cohort
 
 __all__ = ["command"]
 
@@ -23,6 +22,8 @@ __all__ = ["command"]
 @json_option
 def command(reference: str, types: str, imatrix: str | None, out: str, as_json: bool) -> None:
     """Make quantized candidates of REF.gguf and show what their tensors really hold."""
+    from quantvane.run.cohort import make_cohort  # here, so that --help loads no numerics
+
     with progress() as on_event:
         records = make_cohort(reference, read_types(types), Path(out), imatrix, on_event)
     if as_json:

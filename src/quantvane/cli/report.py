@@ -8,8 +8,6 @@ import click
 
 from quantvane.cli.options import json_option
 from quantvane.cli.output import print_comparison
-from quantvane.run.compare import open_run
-from quantvane.run.finish import write_report
 
 __all__ = ["command"]
 
@@ -19,6 +17,9 @@ __all__ = ["command"]
 @json_option
 def command(run: str, as_json: bool) -> None:
     """Rebuild summary, charts and report of a finished RUN directory; no model is loaded."""
+    from quantvane.run.compare import open_run  # here, so that --help loads no numerics
+    from quantvane.run.finish import write_report
+
     result = open_run(Path(run))
     write_report(result.out, result.summary)
     print_comparison(result, as_json)
