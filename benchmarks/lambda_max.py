@@ -2,6 +2,7 @@
 
 Run: OMP_NUM_THREADS=1 python benchmarks/lambda_max.py [--rows N] [--repeats N]
 Prints one JSON document: median and fastest repeat and median CPU time per case, machine and versions.
+A measured document is kept in results/lambda_max.json.
 """
 
 from __future__ import annotations
