@@ -15,9 +15,14 @@ from quantvane.store.atomic import atomic_path, make_directory, read_json, to_js
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     path = tmp_path / "f"
     write_bytes(path, b"old")
-    with pytest.raises(RuntimeError), atomic_path(path) as temporary:
-        temporary.write_bytes(b"half")
-        raise RuntimeError
+
+    def interrupted():
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(b"half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        interrupted()
     assert path.read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["f"]
 

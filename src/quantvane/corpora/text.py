@@ -75,7 +75,7 @@ def read_corpus(path: str) -> Corpus:
     if place.suffix.lower() != ".jsonl":
         return Corpus(identity, (text,), text)
     documents = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
