@@ -240,7 +240,7 @@ def test_cli_contract(tmp_path, text):
     assert run.stderr == ""
     table = quantvane("report", tmp_path / "r")
     assert table.returncode == 0
-    assert "noise floor" in table.stdout
+    assert "Noise floor" in table.stdout
     bad = quantvane("compare", REF, "nowhere.gguf", "--text", text, "--out", tmp_path / "s", "--json")
     assert bad.returncode == 2
     error = document(bad)["error"]

@@ -41,12 +41,7 @@ def print_comparison(result: Comparison, as_json: bool) -> None:
     from quantvane.report import table
 
     console = Console()
-    console.print(table(result.summary))
-    floor = result.summary["noise_floor"]
-    if floor.get("kld_mean") is not None:
-        console.print(f"noise floor: mean KLD {floor['kld_mean']:.2g} ({floor['how']})", highlight=False)
-    else:
-        console.print(f"noise floor: {floor.get('reason', 'unknown')}", highlight=False)
+    console.print(table(result.summary, console.width))
     for name in ("report.html", "report.md", "summary.json", "tokens", "charts"):
         if (result.out / name).exists():
             click.echo(f"wrote {result.out / name}")

@@ -22,8 +22,8 @@ def build_report(summary: Mapping[str, Any]) -> dict[str, bytes]:
     return build(summary)
 
 
-def table(summary: Mapping[str, Any]) -> Table:
+def table(summary: Mapping[str, Any], width: int = 100) -> Table:
     """The compact Rich table of the terminal; see ``report.terminal``."""
     from .terminal import table as build
 
-    return build(summary)
+    return build(summary, width)

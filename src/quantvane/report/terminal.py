@@ -1,4 +1,4 @@
-"""The compact table of the terminal, at most 100 columns wide. Pure: returns a Rich table, prints nothing."""
+"""The compact table of the terminal, at most 100 columns wide; on a narrower one some columns are left out. Pure: returns a Rich table, prints nothing."""
 
 from __future__ import annotations
 
@@ -33,6 +33,10 @@ _COLUMNS = (
 )
 
 
+# What a terminal of fewer than 100 columns does without; the report has it all.
+_WIDE_ONLY = ("size", "median", "p99", "PPL")
+
+
 def _half(reading: Reading) -> str:
     return compact((reading.high - reading.low) / 2, 2) if reading.has_interval else DASH
 
@@ -59,8 +63,11 @@ def _cells(candidate: Candidate) -> list[str]:
     ]
 
 
-def table(summary: Mapping[str, Any]) -> Table:
+def table(summary: Mapping[str, Any], width: int = 100) -> Table:
     """The candidates in rank order; ``=`` after a rank means tied, which the caption spells out.
+
+    Args:
+        width: columns of the terminal.
 
     Raises:
         DataError: the summary cannot be read.
@@ -80,8 +87,10 @@ def table(summary: Mapping[str, Any]) -> Table:
         show_edge=False,
     )
     built.add_column("candidate", overflow="fold", min_width=10)
-    for name in _COLUMNS:
-        built.add_column(name, justify="right", no_wrap=True)
+    shown = [i for i, name in enumerate(_COLUMNS) if width >= 100 or name not in _WIDE_ONLY]
+    for i in shown:
+        built.add_column(_COLUMNS[i], justify="right", no_wrap=True)
     for candidate in data.ranked:
-        built.add_row(Text(candidate.key), *_cells(candidate))
+        cells = _cells(candidate)
+        built.add_row(Text(candidate.key), *[cells[i] for i in shown])
     return built

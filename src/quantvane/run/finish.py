@@ -118,7 +118,7 @@ def _floor(out: Path, manifest: dict[str, Any], spec: CompareSpec) -> dict[str, 
         "kld_max": float(columns["kld"].max()),
         "top1_agreement": float(columns["same_top1"].mean()),
         "how": "the reference against itself with "
-        + ", ".join(f"{k}={v} for {manifest['reference']['settings'].get(k)}" for k, v in changed.items())
+        + ", ".join(f"{k}={v} instead of {manifest['reference']['settings'].get(k)}" for k, v in changed.items())
         + f" on the first {len(np.unique(columns['window']))} windows",
     }
 
