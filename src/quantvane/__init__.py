@@ -13,13 +13,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from quantvane import displacement, errors, fisher
     from quantvane.run.compare import Comparison, compare
+    from quantvane.run.noise import Noise, noise
 
-__all__ = ["Comparison", "__version__", "compare", "displacement", "errors", "fisher"]
+__all__ = ["Comparison", "Noise", "__version__", "compare", "displacement", "errors", "fisher", "noise"]
 
 __version__ = "0.1.0"
 
 _ROOMS = {"displacement", "errors", "fisher"}
-_NAMES = {"Comparison": "quantvane.run.compare", "compare": "quantvane.run.compare"}
+_NAMES = {
+    "Comparison": "quantvane.run.compare",
+    "Noise": "quantvane.run.noise",
+    "compare": "quantvane.run.compare",
+    "noise": "quantvane.run.noise",
+}
 
 
 def __getattr__(name: str) -> Any:

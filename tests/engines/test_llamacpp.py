@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from importlib.resources import files
+from pathlib import Path
 
 import numpy as np
 import pytest
-from support_cli import document, quantvane
 
 from quantvane.corpora.text import WindowRule, peer_windows, read_corpus, sliding_windows
 from quantvane.engines.gguf_file import read_weights
 from quantvane.engines.llamacpp import open_llamacpp
 from quantvane.engines.quantize import quantize_file, read_imatrix
 from quantvane.errors import DataError, EngineError, ModelFileError, SpecError
+from support_cli import document, quantvane
 
 MODEL = str(files("quantvane") / "assets" / "lm10m-f16.gguf")
 TEXT = str(files("quantvane") / "assets" / "demo.txt")
@@ -104,14 +105,14 @@ def _damaged(tmp_path, data: bytes) -> str:
 @pytest.mark.parametrize("keep", [0, 3, 20, 24, 1000, 40_000, 120_000, 10_000_000, 20_077_279])
 def test_a_truncated_file_is_one_clear_error(tmp_path, keep):
     with pytest.raises(ModelFileError) as caught:
-        open_llamacpp(_damaged(tmp_path, open(MODEL, "rb").read()[:keep]), {}, 64)
+        open_llamacpp(_damaged(tmp_path, Path(MODEL).read_bytes()[:keep]), {}, 64)
     assert caught.value.exit_status == 2
     assert caught.value.remedy
 
 
 def test_flipped_bytes_in_the_header_never_hang_or_pass_unseen(tmp_path):
     """Damage either raises an error of ours or leaves a table that fits the file."""
-    whole = bytearray(open(MODEL, "rb").read())
+    whole = bytearray(Path(MODEL).read_bytes())
     rng = np.random.default_rng(3)
     for at in rng.integers(4, 100_000, 150):
         data = bytearray(whole[:200_000])
@@ -123,7 +124,7 @@ def test_flipped_bytes_in_the_header_never_hang_or_pass_unseen(tmp_path):
 
 def test_a_damaged_model_does_not_take_the_command_with_it(tmp_path):
     """The architecture's name is gone: whatever the library does with that, we answer."""
-    data = open(MODEL, "rb").read().replace(b"llama.block_count", b"llama.block_caunt")
+    data = Path(MODEL).read_bytes().replace(b"llama.block_count", b"llama.block_caunt")
     bad = _damaged(tmp_path, data)
     run = quantvane("compare", MODEL, bad, "--text", TEXT, "--ctx", 64, "--out", tmp_path / "r", "--json")
     assert run.returncode in (2, 3)

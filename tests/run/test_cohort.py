@@ -7,12 +7,12 @@ import json
 from importlib.resources import files
 
 import pytest
-from support_cli import document, quantvane
 
 from quantvane.engines.gguf_file import sha256_file
 from quantvane.errors import ModelFileError, OutputError
 from quantvane.run.cohort import make_cohort
 from quantvane.store.manifest import package_versions
+from support_cli import document, quantvane
 
 MODEL = str(files("quantvane") / "assets" / "lm10m-f16.gguf")
 

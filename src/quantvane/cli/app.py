@@ -17,6 +17,7 @@ __all__ = ["COMMANDS", "cli", "main"]
 COMMANDS = {
     "compare": "compare",
     "demo": "demo",
+    "noise": "noise",
     "quantize": "quantize",
     "report": "report",
 }

@@ -11,7 +11,7 @@ import numpy as np
 
 from quantvane.displacement.aggregate import aggregate
 from quantvane.displacement.ranking import compare_candidates
-from quantvane.errors import OutputError
+from quantvane.errors import OutputError, ProtocolMismatchError
 from quantvane.report import build_report
 from quantvane.run.measure import journal_path
 from quantvane.run.plan import CompareSpec, Job
@@ -102,7 +102,23 @@ def _aggregates(
     return out
 
 
+def _recorded_floor(path: Path, manifest: dict[str, Any]) -> dict[str, Any]:
+    """The floor of a ``noise`` run, if it was this reference's."""
+    held = read_json(path / "noise.json" if path.is_dir() else path)
+    floor, measured = held.get("floor", {}), held.get("reference", {}).get("fingerprint")
+    if measured != manifest["reference"]["fingerprint"]:
+        raise ProtocolMismatchError(
+            f"the noise floor in '{path}' is not this reference's",
+            expected=f"fingerprint {manifest['reference']['fingerprint'][:16]}",
+            got=f"fingerprint {str(measured)[:16]}",
+            remedy="measure it with: quantvane noise REF --text FILE",
+        )
+    return {"kld_mean": floor["kld_mean"], "how": f"{floor['how']}; from {path}"}
+
+
 def _floor(out: Path, manifest: dict[str, Any], spec: CompareSpec) -> dict[str, Any]:
+    if spec.noise is not None:
+        return _recorded_floor(Path(spec.noise), manifest)
     path = token_path(out, _FLOOR)
     if not path.exists():
         return {"kld_mean": None, "reason": "not measured (--floor-windows 0)"}
