@@ -17,6 +17,7 @@ __all__ = ["COMMANDS", "cli", "main"]
 COMMANDS = {
     "compare": "compare",
     "demo": "demo",
+    "flips": "flips",
     "quantize": "quantize",
     "report": "report",
 }

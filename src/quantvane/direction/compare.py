@@ -114,7 +114,9 @@ def compare_outcomes(
     labels = None if clusters is None else _labels(clusters)
     scored = count_flips(ref, cand, *(answers or (None, None)))  # also checks that lengths agree
     seen = OutcomeStates(
-        rates(ref, states[0] if states else None), rates(cand, states[1] if states else None), declared(counts_as)
+        rates(ref, states[0] if states else None),
+        rates(cand, states[1] if states else None),
+        declared(counts_as),
     )
     if states is not None:
         (ref, ref_in), (cand, cand_in) = (
@@ -125,7 +127,7 @@ def compare_outcomes(
         ref, cand = ref[stay], cand[stay]
         labels = labels[stay] if labels is not None and len(labels) == len(stay) else labels
         if answers is not None:
-            where = np.flatnonzero(stay)
+            where = np.flatnonzero(stay).tolist()
             answers = [answers[0][i] for i in where], [answers[1][i] for i in where]
         scored = count_flips(ref, cand, *(answers or (None, None)))
     pairs = pair_counts(ref, cand, labels)

@@ -113,7 +113,9 @@ def count_flips(
             "reference and candidate do not pair up",
             expected="equally many outcomes on both sides, and answers for both or neither",
             got=f"{len(ref)} and {len(cand)} outcomes, "
-            + " and ".join("no answers" if a is None else f"{len(a)} answers" for a in (ref_answers, cand_answers)),
+            + " and ".join(
+                "no answers" if a is None else f"{len(a)} answers" for a in (ref_answers, cand_answers)
+            ),
             remedy="align the items first",
         )
     sidesteps = changed = None

@@ -55,7 +55,7 @@ def mcnemar(pairs: PairCounts) -> McNemar:
 def _sign_change_p(totals: FloatArray) -> float:
     """P(|Σ s_g·d_g| ≥ |Σ d_g|) over independent fair signs s_g, exactly."""
     steps = np.abs(totals).astype(np.int64)
-    observed = abs(int(round(float(totals.sum()))))
+    observed = abs(round(float(totals.sum())))
     # the sum of the steps taken upwards, k, gives Σ s·d = 2k − total
     total = int(steps.sum())
     law = np.zeros(total + 1)
@@ -113,7 +113,9 @@ def paired_interval(pairs: PairCounts, level: float = 0.95) -> Interval:
     if pairs.n == 0:
         return Interval(math.nan, reason="no items", level=level)
     if pairs.sizes is None:
-        return Interval(pairs.delta, *_tango_interval(pairs.drops, pairs.leapfrogs, pairs.n, level), "", level)
+        return Interval(
+            pairs.delta, *_tango_interval(pairs.drops, pairs.leapfrogs, pairs.n, level), "", level
+        )
     groups, error = pairs.clusters, pairs.robust_error
     if groups < 2 or error > 0:
         robust = t_interval(pairs.delta, error, groups, level)

@@ -7,8 +7,9 @@ With dᵢ = candidate right − reference right ∈ {−1, 0, 1} and E[dᵢ | pa
 is a non-negative martingale with start 1, and so are K⁻ (for −d, −δ) and the hedge K = (K⁺ + K⁻)/2. By Ville's
 inequality P(some t: K_t(δ) ≥ 1/α) ≤ α. The e-process is K at δ = 0; {δ: K⁺_t(δ) < 2/α and K⁻_t(δ) < 2/α} is a
 confidence sequence, an interval because K⁺ falls and K⁻ rises in δ, and it may be intersected over t. The bets
-λ_j = 1, ½, … 1/32 share the capital equally: bets fixed in advance are predictable, none is tuned to the data, and
-the capital is not affected by the order of the items. Everything that is decided follows from one confidence set, so all
+λ_j = 1, ½, … 1/32 share the capital equally: bets fixed in advance are predictable, and the capital after t items does
+not depend on their order. Against bets tuned to the past (predictable plug-in) the mixture reaches equivalence with
+half to a third of the items (docs/direction.md). Everything that is decided follows from one confidence set, so all
 wrong decisions together have probability at most α.
 
 With clusters the unit is the cluster: d − δ becomes (D_g − δ·N_g)/max N, at a cluster's last item. It needs
