@@ -49,7 +49,8 @@ class EProcess:
         decided_at: number of the first item (from 1) at which value ≥ 1/α, or the confidence sequence lay inside
             ±margin; None where neither happened. (Lying wholly outside ±margin implies value ≥ 1/α earlier.)
         decision: "better", "worse", "equivalent" at that item; "undecided".
-        low, high: the confidence sequence of Δ after the last item.
+        low, high: the confidence sequence of Δ after the last item, intersected over all items before it; low > high
+            where no constant difference fits, as when the first items differ in kind from the last.
         alpha: the error probability that holds for all looks together.
         reason: why value is NaN.
     """
