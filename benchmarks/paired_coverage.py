@@ -10,7 +10,7 @@ from quantvane.stats.pairs import PairCounts
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "statistical"))
 
-import paired_trials as trials  # noqa: E402
+import paired_trials as trials
 
 RATES = ((0.01, 0.01), (0.02, 0.05), (0.05, 0.05), (0.05, 0.15), (0.11, 0.11))
 
@@ -55,7 +55,10 @@ def main() -> None:
         (2000, 0.05, 0.05, 0.05, False), (2000, 0.05, 0.1, 0.05, False), (2000, 0.1, 0.05, 0.05, False),
         (1000, 0.01, 0.03, 0.02, False), (2000, 0.05, 0.1, 0.05, True), (2000, 0.05, 0.05, 0.05, True),
     ):  # fmt: skip
-        print(n, up, down, margin, groups, "|", trials.sequential_rates(4, runs, n, up, down, margin, groups), flush=True)
+        print(n, up, down, margin, groups, "|", trials.sequential_rates(4, runs, n, up, down, margin, groups))
+    print("median items to a decision, margin 0.02, 200 trials: rates | mixture, predictable plug-in")
+    for up, down in ((0.05, 0.05), (0.1, 0.1), (0.02, 0.02), (0.05, 0.1), (0.01, 0.06)):
+        print(up, down, "|", *trials.mixture_and_plug_in(5, 200, 30000, up, down, 0.02))
 
 
 if __name__ == "__main__":

@@ -154,3 +154,30 @@ def sequential_rates(
         stops.append(math.inf if found.decided_at is None else found.decided_at)
     share = [100 * words.count(word) / trials for word in ("better", "worse", "equivalent")]
     return SequentialRates(100 * covered / trials, *share, float(np.median(stops)))
+
+
+def plug_in_capital(d: np.ndarray, delta: float, sign: int, alpha: float = 0.05) -> np.ndarray:
+    """ln capital with the bets of Waudby-Smith & Ramdas (2024), section 3.3, on (d + 1)/2: tuned to the past."""
+    x, m, t = (sign * d + 1) / 2, (sign * delta + 1) / 2, np.arange(1, len(d) + 1)
+    means = (0.5 + np.cumsum(x)) / (t + 1)
+    spread = np.concatenate([[0.25], ((0.25 + np.cumsum((x - means) ** 2)) / (t + 1))[:-1]])
+    bets = np.minimum(np.sqrt(2 * math.log(2 / alpha) / (spread * t * np.log(t + 1))), 0.75 / m)
+    return np.cumsum(np.log1p(bets * (x - m)))
+
+
+def mixture_and_plug_in(seed: int, trials: int, n: int, up: float, down: float, margin: float) -> list[float]:
+    """Median items to a decision with either kind of bet."""
+    rng = np.random.default_rng(seed)
+    stops: list[list[float]] = [[], []]
+    for _ in range(trials):
+        ref, cand = steps(rng, n, up, down)
+        d = cand.astype(float) - ref
+        for stop, capital in zip(
+            stops, (lambda delta, sign, d=d: log_capital(d, np.ones(n), delta, sign),
+                    lambda delta, sign, d=d: plug_in_capital(d, delta, sign)), strict=True,
+        ):  # fmt: skip
+            different = np.logaddexp(capital(0.0, 1), capital(0.0, -1)) >= math.log(40)
+            inside = [np.maximum.accumulate(capital(-s * margin, s)) >= math.log(40) for s in (1, -1)]
+            done = different | (inside[0] & inside[1])
+            stop.append(float(np.argmax(done)) + 1 if done.any() else math.inf)
+    return [float(np.median(stop)) for stop in stops]

@@ -9,7 +9,6 @@ import pytest
 import statsmodels.api as sm
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference.paired_slow import score_z, sign_change_p
 from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar as sm_mcnemar
 from statsmodels.stats.proportion import proportion_confint
@@ -17,6 +16,7 @@ from statsmodels.stats.proportion import proportion_confint
 from quantvane.errors import DataError
 from quantvane.stats.paired import direction_interval, mcnemar, paired_interval, tango_z
 from quantvane.stats.pairs import PairCounts, pair_counts
+from reference.paired_slow import score_z, sign_change_p
 
 tables = st.tuples(st.integers(0, 60), st.integers(0, 60), st.integers(1, 300)).map(
     lambda t: PairCounts(t[0] + t[1] + t[2], t[0], t[1])

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference.paired_slow import capital
 
 from quantvane.errors import DataError
 from quantvane.stats.sequential import betting, log_capital
+from reference.paired_slow import capital
 
 differences = st.lists(st.sampled_from([-1.0, 0.0, 0.0, 1.0]), min_size=1, max_size=40)
 

@@ -119,6 +119,8 @@ def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path, left: i
         raise damaged(
             f"'{path}' {info.filename}", f"at most {MAX_MEMBER} bytes a member, {MAX_TOTAL} in all", "more"
         )
+    if info.compress_type == _ZSTD and zlib.crc32(data) != info.CRC:  # zipfile checks its own
+        raise damaged(f"'{path}' {info.filename}", "a member that matches its checksum", "another checksum")
     return data
 
 
