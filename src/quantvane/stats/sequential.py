@@ -9,8 +9,8 @@ inequality P(some t: K_t(δ) ≥ 1/α) ≤ α. The e-process is K at δ = 0; {δ
 confidence sequence, an interval because K⁺ falls and K⁻ rises in δ, and it may be intersected over t. The bets
 λ_j = 1, ½, … 1/32 share the capital equally: bets fixed in advance are predictable, and the capital after t items does
 not depend on their order. Against bets tuned to the past (predictable plug-in) the mixture reaches equivalence with
-a third to two thirds of the items (docs/direction.md). Everything that is decided follows from one confidence set, so all
-wrong decisions together have probability at most α.
+a third to two thirds of the items (docs/direction.md). Everything that is decided follows from one confidence set,
+so all wrong decisions together have probability at most α.
 
 With clusters the unit is the cluster: d − δ becomes (D_g − δ·N_g)/max N, at a cluster's last item. It needs
 E[D_g | past] = δ·N_g, that is, clusters in an order that has nothing to do with their outcomes.
