@@ -1,8 +1,8 @@
 """quantvane: a workbench for quantized language models.
 
-How far a candidate lies from its reference (`compare`, `displacement`), λ_max of its output's Fisher
-information (`fisher`), with the command ``quantvane`` over the same verbs. Everything is loaded when first
-used: importing the package loads no model library.
+How far a candidate lies from its reference (`compare`, `displacement`), which way its outcomes went (`flips`,
+`direction`), λ_max of its output's Fisher information (`fisher`), with the command ``quantvane`` over the same
+verbs. Everything is loaded when first used: importing the package loads no model library.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from quantvane import displacement, errors, fisher
+    from quantvane import direction, displacement, errors, fisher
     from quantvane.run.compare import Comparison, compare
+<<<<<<< HEAD
     from quantvane.run.noise import Noise, noise
 
 __all__ = ["Comparison", "Noise", "__version__", "compare", "displacement", "errors", "fisher", "noise"]
@@ -25,6 +26,30 @@ _NAMES = {
     "Noise": "quantvane.run.noise",
     "compare": "quantvane.run.compare",
     "noise": "quantvane.run.noise",
+=======
+    from quantvane.run.flips import FlipsResult, flips
+
+__all__ = [
+    "Comparison",
+    "FlipsResult",
+    "__version__",
+    "compare",
+    "direction",
+    "displacement",
+    "errors",
+    "fisher",
+    "flips",
+]
+
+__version__ = "0.1.0"
+
+_ROOMS = {"direction", "displacement", "errors", "fisher"}
+_NAMES = {
+    "Comparison": "quantvane.run.compare",
+    "FlipsResult": "quantvane.run.flips",
+    "compare": "quantvane.run.compare",
+    "flips": "quantvane.run.flips",
+>>>>>>> direction
 }
 
 

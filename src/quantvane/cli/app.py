@@ -17,7 +17,11 @@ __all__ = ["COMMANDS", "cli", "main"]
 COMMANDS = {
     "compare": "compare",
     "demo": "demo",
+<<<<<<< HEAD
     "noise": "noise",
+=======
+    "flips": "flips",
+>>>>>>> direction
     "quantize": "quantize",
     "report": "report",
 }
