@@ -13,25 +13,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from quantvane import direction, displacement, errors, fisher
     from quantvane.run.compare import Comparison, compare
-<<<<<<< HEAD
-    from quantvane.run.noise import Noise, noise
-
-__all__ = ["Comparison", "Noise", "__version__", "compare", "displacement", "errors", "fisher", "noise"]
-
-__version__ = "0.1.0"
-
-_ROOMS = {"displacement", "errors", "fisher"}
-_NAMES = {
-    "Comparison": "quantvane.run.compare",
-    "Noise": "quantvane.run.noise",
-    "compare": "quantvane.run.compare",
-    "noise": "quantvane.run.noise",
-=======
     from quantvane.run.flips import FlipsResult, flips
+    from quantvane.run.noise import Noise, noise
 
 __all__ = [
     "Comparison",
     "FlipsResult",
+    "Noise",
     "__version__",
     "compare",
     "direction",
@@ -39,6 +27,7 @@ __all__ = [
     "errors",
     "fisher",
     "flips",
+    "noise",
 ]
 
 __version__ = "0.1.0"
@@ -47,9 +36,10 @@ _ROOMS = {"direction", "displacement", "errors", "fisher"}
 _NAMES = {
     "Comparison": "quantvane.run.compare",
     "FlipsResult": "quantvane.run.flips",
+    "Noise": "quantvane.run.noise",
     "compare": "quantvane.run.compare",
     "flips": "quantvane.run.flips",
->>>>>>> direction
+    "noise": "quantvane.run.noise",
 }
 
 

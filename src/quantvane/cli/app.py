@@ -17,11 +17,8 @@ __all__ = ["COMMANDS", "cli", "main"]
 COMMANDS = {
     "compare": "compare",
     "demo": "demo",
-<<<<<<< HEAD
-    "noise": "noise",
-=======
     "flips": "flips",
->>>>>>> direction
+    "noise": "noise",
     "quantize": "quantize",
     "report": "report",
 }
