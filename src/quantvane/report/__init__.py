@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["build_report", "table"]
+__all__ = ["build_report", "table", "warm_up"]
 
 
 def build_report(summary: Mapping[str, Any]) -> dict[str, bytes]:
@@ -27,3 +27,11 @@ def table(summary: Mapping[str, Any], width: int = 100) -> Table:
     from .terminal import table as build
 
     return build(summary, width)
+
+
+def warm_up() -> None:
+    """Load what drawing needs, while something else is waited for."""
+    from . import build  # noqa: F401 - loading it is the point
+    from .render import warm_up as start
+
+    start()

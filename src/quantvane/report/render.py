@@ -11,7 +11,7 @@ import vl_convert
 from ..errors import RunError
 from .theme import FLOOR, GRID, INK, MUTED, PAPER, SERIES
 
-__all__ = ["png", "spec_text", "svg", "themed"]
+__all__ = ["png", "spec_text", "svg", "themed", "warm_up"]
 
 _SVG = "{http://www.w3.org/2000/svg}"
 _VARIABLES = {
@@ -28,7 +28,7 @@ def _grammar() -> str | None:
 
 def spec_text(chart: Any) -> str:
     """The chart's Vega-Lite document."""
-    return str(chart.to_json(indent=1))
+    return str(chart.to_json(indent=1, validate=False))
 
 
 def svg(spec: str) -> str:
@@ -46,6 +46,11 @@ def svg(spec: str) -> str:
 def png(document: str, scale: float = 2.0) -> bytes:
     """The SVG as PNG, ``scale`` device pixels a unit."""
     return bytes(vl_convert.svg_to_png(document, scale=scale))
+
+
+def warm_up() -> None:
+    """Start the renderer, which takes a second, before the first chart needs it."""
+    svg('{"mark": "bar", "data": {"values": [{"a": 1}]}, "encoding": {"x": {"field": "a", "type": "quantitative"}}}')
 
 
 def themed(document: str, name: str, title: str, description: str) -> str:
