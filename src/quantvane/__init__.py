@@ -13,13 +13,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from quantvane import displacement, errors, fisher
     from quantvane.run.compare import Comparison, compare
+    from quantvane.run.record import Recording, record
 
-__all__ = ["Comparison", "__version__", "compare", "displacement", "errors", "fisher"]
+__all__ = ["Comparison", "Recording", "__version__", "compare", "displacement", "errors", "fisher", "record"]
 
 __version__ = "0.1.0"
 
 _ROOMS = {"displacement", "errors", "fisher"}
-_NAMES = {"Comparison": "quantvane.run.compare", "compare": "quantvane.run.compare"}
+_NAMES = {
+    "Comparison": "quantvane.run.compare",
+    "Recording": "quantvane.run.record",
+    "compare": "quantvane.run.compare",
+    "record": "quantvane.run.record",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -18,6 +18,7 @@ COMMANDS = {
     "compare": "compare",
     "demo": "demo",
     "quantize": "quantize",
+    "record": "record",
     "report": "report",
 }
 

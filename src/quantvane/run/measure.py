@@ -21,7 +21,8 @@ from quantvane.store.atomic import make_directory, read_json, write_json
 from quantvane.store.journal import Journal
 from quantvane.store.manifest import package_versions
 
-__all__ = ["Emit", "agree", "do_job", "info_record", "journal_path", "measure", "opened", "processor"]
+__all__ = ["Emit", "agree", "do_job", "info_record", "journal_path", "kernel_of", "measure",
+           "opened", "processor"]  # fmt: skip
 
 Emit = Callable[[dict[str, Any]], None]
 
@@ -49,7 +50,7 @@ def info_record(name: str, spec: ModelSpec, info: EngineInfo) -> dict[str, Any]:
     }
 
 
-def _kernel(spec: CompareSpec) -> Measure:
+def kernel_of(spec: CompareSpec) -> Measure:
     from quantvane.displacement import token_metrics
 
     def run(ref: Any, cand: Any, tokens: Any) -> Any:
@@ -80,7 +81,7 @@ def measure(spec: CompareSpec, jobs: Sequence[Job], out: Path, emit: Emit) -> No
         prepared = prepare(spec, reference)
         manifest = _manifest(spec, prepared, reference)
         agree(out, manifest)
-        kernel = _kernel(spec)
+        kernel = kernel_of(spec)
         for job in jobs:
             do_job(job, spec, prepared, reference, kernel, out, emit)
 
