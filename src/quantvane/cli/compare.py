@@ -29,7 +29,7 @@ __all__ = ["command"]
 @click.option("--floor-windows", default=4, show_default=True, help="Windows spent on the noise floor; 0 for none.")
 @click.option("--seed", default=0, show_default=True, help="Seed of the resampling.")
 @click.option("--resamples", default=2000, show_default=True, help="Bootstrap resamples.")
-@click.option("--peer-statistics", is_flag=True, help="With a .kld REF: also what llama.cpp's tool prints, to the digit.")
+@click.option("--peer-statistics", is_flag=True, help="With a .kld REF: also what llama.cpp's tool prints.")
 @settings_option
 @out_option
 @json_option

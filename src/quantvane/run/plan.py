@@ -47,7 +47,12 @@ class CompareSpec:
     def __post_init__(self) -> None:
         checks: Sequence[tuple[bool, str, str, Any]] = (
             (bool(self.candidates), "there is nothing to compare", "at least one candidate", 0),
-            (bool(self.texts) or self.reference.engine in RECORDED, "there is no text to measure on", "at least one --text FILE", 0),
+            (
+                bool(self.texts) or self.reference.engine in RECORDED,
+                "there is no text to measure on",
+                "at least one --text FILE",
+                0,
+            ),
             (self.protocol in PROTOCOLS, "unknown protocol", "one of " + ", ".join(PROTOCOLS), self.protocol),
             (8 <= self.context <= 1 << 20, "context out of range", "8 to 1048576 tokens", self.context),
             (

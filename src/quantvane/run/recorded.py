@@ -52,7 +52,9 @@ def adopt(
     return full, options
 
 
-def _of_trace(reference: ModelSpec, texts: Sequence[str], template: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
+def _of_trace(
+    reference: ModelSpec, texts: Sequence[str], template: str | None
+) -> tuple[dict[str, Any], dict[str, Any]]:
     manifest = read_manifest(reference.path)
     protocol = Protocol.from_dict(manifest["protocol"])
     spec = manifest["spec"]
@@ -71,7 +73,12 @@ def _of_trace(reference: ModelSpec, texts: Sequence[str], template: str | None) 
         try:
             sha = hashlib.sha256(Path(template).read_bytes()).hexdigest()
         except OSError as problem:
-            raise CorpusError(f"cannot read the chat template '{template}'", got=str(problem)) from None
+            raise CorpusError(
+                f"cannot read the chat template '{template}'",
+                expected="a Jinja template",
+                got=str(problem),
+                remedy="check the path given to --chat-template",
+            ) from None
         if sha != protocol.template:
             raise ProtocolMismatchError(
                 "the reference was recorded under another chat template",

@@ -27,7 +27,16 @@ from quantvane.store.frames import FrameWriter, RowShape
 from quantvane.store.kld_writer import KldWriter
 from quantvane.store.manifest import package_versions
 from quantvane.store.trace import (
-    BIAS, HEAD, ROWS, Sample, pack_floats, row_type, unpack_floats, write_array, write_samples, write_vocabulary,
+    BIAS,
+    HEAD,
+    ROWS,
+    Sample,
+    pack_floats,
+    row_type,
+    unpack_floats,
+    write_array,
+    write_samples,
+    write_vocabulary,
     write_windows,
 )  # fmt: skip
 from quantvane.types import Window
@@ -75,9 +84,7 @@ class _Recorder:
             agree(self.out, self._identity())
             self.manifest = read_json(path)
             if self.manifest["kind"] == "hidden":
-                rounding = self.manifest["head"]["rounding"]
-                self.head = next(h for h in self.engine.output_heads() if h.rounding == rounding) \
-                    if hasattr(self.engine, "output_heads") else prove_head(self.engine, self.units[0])[0]
+                self.head = prove_head(self.engine, self.units[0])[0]
             return
         if self.spec.store == "logits":
             self._write_tables("")

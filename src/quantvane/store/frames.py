@@ -12,8 +12,10 @@ import fcntl
 import os
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -197,10 +199,8 @@ class FrameWriter:
         except OSError as problem:
             raise self._cannot(problem) from None
         finally:
-            try:
+            with suppress(OSError):  # closing flushes; a full disk has been reported by then
                 self._file.close()
-            except OSError:  # closing flushes; a full disk has been reported by then
-                pass
 
 
 class FrameReader:
@@ -222,7 +222,7 @@ class FrameReader:
         for frame in self._frames:
             found[frame.unit] = found.get(frame.unit, 0) + frame.rows
         end = self._frames[-1].offset + self._frames[-1].length if self._frames else len(_MAGIC)
-        in_order = all(a.unit <= b.unit for a, b in zip(self._frames, self._frames[1:], strict=False))
+        in_order = all(a.unit <= b.unit for a, b in pairwise(self._frames))
         if found != dict(enumerate(shape.units)) or end != size or not in_order:
             self.close()
             raise self._damaged(

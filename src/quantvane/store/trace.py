@@ -12,6 +12,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -276,4 +277,4 @@ def _lists(column: Any, dtype: Any) -> list[npt.NDArray[Any]]:
     joined = column.combine_chunks()
     flat = joined.values.to_numpy(zero_copy_only=False).astype(dtype)
     ends = joined.offsets.to_numpy()
-    return [flat[a:b] for a, b in zip(ends[:-1], ends[1:], strict=True)]
+    return [flat[a:b] for a, b in pairwise(ends)]
