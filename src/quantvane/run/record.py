@@ -15,6 +15,7 @@ from quantvane.run.local import run_worker
 from quantvane.run.plan import CompareSpec
 from quantvane.spec import ModelSpec, canonical_hash
 from quantvane.store.atomic import make_directory, read_json, to_json
+from quantvane.store.frames import last_unit
 from quantvane.store.trace import ROWS, read_manifest
 
 __all__ = ["FILES", "STORES", "RecordSpec", "Recording", "record"]
@@ -201,9 +202,8 @@ def _check_place(place: Path) -> None:
 
 
 def _discard_if_empty(place: Path) -> None:
-    """After a failure before the first rows there is nothing to continue: leave nothing behind."""
-    rows = place / ROWS
-    if rows.exists() and rows.stat().st_size > 8:
+    """After a failure in the first unit there is nothing to continue: leave nothing behind."""
+    if last_unit(place / ROWS) > 0:
         return
     for name in FILES:
         shutil.rmtree(place / name, ignore_errors=True)

@@ -31,6 +31,7 @@ from quantvane.store.trace import (
     HEAD,
     ROWS,
     Sample,
+    Trace,
     pack_floats,
     row_type,
     unpack_floats,
@@ -59,7 +60,9 @@ def record_reference(spec: RecordSpec, out: Path, emit: Emit) -> None:
             _base_file(spec, prepared, engine, out, emit)
             return
         recorder = _Recorder(spec, prepared, engine, out, emit)
-        recorder.begin()
+        if recorder.begin():
+            Trace.open(out).close()
+            return
         try:
             recorder.rows()
         except Unfaithful as problem:
@@ -77,24 +80,26 @@ class _Recorder:
         self.head: OutputHead | None = None
         self.manifest: dict[str, Any] = {}
 
-    def begin(self) -> None:
-        """Decide what to keep, or take over what an earlier attempt decided."""
+    def begin(self) -> bool:
+        """Decide what to keep, or take over what an earlier attempt decided; True where it was finished."""
         path = self.out / "manifest.json"
         if path.exists():
             agree(self.out, self._identity())
             self.manifest = read_json(path)
+            if self.manifest["state"] == "complete":
+                return True
             if self.manifest["kind"] == "hidden":
                 self.head = prove_head(self.engine, self.units[0])[0]
-            return
-        if self.spec.store == "logits":
+        elif self.spec.store == "logits":
             self._write_tables("")
-            return
-        try:
-            self.head, fidelity = prove_head(self.engine, self.units[0])
-        except Unfaithful as problem:
-            self._fall_back(problem)
-            return
-        self._write_tables("", fidelity)
+        else:
+            try:
+                self.head, fidelity = prove_head(self.engine, self.units[0])
+            except Unfaithful as problem:
+                self._fall_back(problem)
+            else:
+                self._write_tables("", fidelity)
+        return False
 
     def begin_again(self, problem: Unfaithful) -> None:
         """Hidden states failed a check after the first unit: nothing recorded so far can be trusted."""

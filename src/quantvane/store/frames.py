@@ -26,7 +26,7 @@ import pyarrow as pa
 
 from quantvane.errors import OutputError, TraceError
 
-__all__ = ["FrameReader", "FrameWriter", "RowShape"]
+__all__ = ["FrameReader", "FrameWriter", "RowShape", "last_unit"]
 
 _MAGIC = b"QVROWS1\n"
 _FRAME = struct.Struct("<4I")
@@ -100,6 +100,11 @@ def _payload(file: Any, frame: _Frame) -> bytes | None:
     file.seek(frame.offset)
     payload: bytes = file.read(frame.length)
     return payload if _crc(frame.unit, frame.rows, payload) == frame.crc else None
+
+
+def last_unit(path: Path) -> int:
+    """Number of the unit whose rows come last; −1 in a file without rows, or where there is none."""
+    return max((frame.unit for frame in _headers(path)), default=-1) if path.exists() else -1
 
 
 class FrameWriter:
