@@ -16,6 +16,7 @@ import pytest
 import quantvane as qv
 from quantvane.engines.trace import open_trace
 from quantvane.errors import (
+    CapabilityError,
     EngineCrashError,
     EngineError,
     OutputError,
@@ -120,10 +121,39 @@ def test_what_a_trace_directory_holds(made) -> None:
     assert checked["kld_max"] < 1e-9
 
 
+def test_a_trace_as_an_engine(made) -> None:
+    """Any windows in any order; texts other than the samples, and windows of another text, are refused."""
+    from dataclasses import replace
+
+    from quantvane.engines.base import Engine
+
+    hidden, logits = (open_trace(str(made[store].path), {}) for store in ("hidden", "logits"))
+    assert isinstance(hidden, Engine)
+    every = np.concatenate(list(logits.logits(logits.windows)))
+    assert every.shape == (made["logits"].summary["tokens"], 300)
+    per = 31
+    order = [5, 6, 2, 40, 2]
+    some = [hidden.windows[i] for i in order]
+    expected = np.concatenate([every[i * per : (i + 1) * per] for i in order])
+    np.testing.assert_allclose(np.concatenate(list(hidden.logits(some))), expected, rtol=1e-5, atol=1e-5)
+    assert sum(len(b) for b in hidden.hidden(some)) == len(expected)
+    assert list(hidden.logits([])) == []
+    with pytest.raises(CapabilityError):
+        next(logits.hidden(some))
+    with pytest.raises(CapabilityError, match="tokenize"):
+        hidden.tokenize("something else")
+    assert len(hidden.tokenize(hidden.samples[0])) == len(hidden.samples[0].encode())
+    with pytest.raises(TraceError, match="window 2"):
+        next(hidden.logits([replace(some[2], tokens=some[2].tokens + 1)]))
+    hidden.close()
+    logits.close()
+
+
 def test_hidden_states_that_do_not_reproduce_the_logits_are_not_kept(tmp_path, text) -> None:
     """The noisy fake's logits are not its head's: said on standard error and in the manifest."""
     noisy = REF + "&noise=0.001"
-    run = quantvane("record", noisy, "--text", text, "--ctx", 64, "--floor-windows", 0, "--out", tmp_path / "t", "--json")
+    options = ["--text", text, "--ctx", 64, "--floor-windows", 0, "--out", tmp_path / "t", "--json"]
+    run = quantvane("record", noisy, *options)
     assert run.returncode == 0, run.stderr
     said = document(run)
     assert (said["requested"], said["kind"], said["stored"]) == ("hidden", "logits", "f32")
