@@ -32,7 +32,7 @@ def _bf16(x: Array) -> Array:
     """Nearest bfloat16 value, ties to even: half of the dropped part is added, one less where the kept is even."""
     bits = np.ascontiguousarray(x).view(np.uint32)
     kept = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) & np.uint32(0xFFFF0000)
-    out = kept.view(np.float32)
+    out: Array = kept.view(np.float32)
     out[np.isnan(x)] = np.nan
     return out
 
