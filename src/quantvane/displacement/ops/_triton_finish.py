@@ -64,7 +64,7 @@ def _lambda_max(held, ids, top, first, r1, r2, r3, r4, z):
     lam = tl.minimum(tl.maximum(lam, tl.maximum(p2, 1e-37)), p1)
     width = lam * 0.0
     inside = lam > 0.0
-    for _ in tl.static_range(6):
+    for _ in range(6):
         at = lam.to(tl.float32)
         gap = tl.maximum(at - p, at * 1.2e-7)
         q = p / gap
@@ -91,13 +91,12 @@ def _select(held, ids, logits, V, span, LANES: tl.constexpr, ROUNDS: tl.constexp
     """
     slot = tl.arange(0, KC)
     lanes = tl.zeros((KC,), tl.int32)
-    reach = 0.0
+    reach = tl.max(held, axis=0)
     left = held
-    for i in tl.static_range(KC):
+    for i in range(KC):
         value, lane = tl.max(left, axis=0, return_indices=True)
         lanes = tl.where(slot == i, lane, lanes)
-        if i == K - 1:
-            reach = value * _NEAR
+        reach = tl.where(i == K - 1, value * _NEAR, reach)
         left = tl.where(ids == lane, -1.0, left)
     enough = (tl.max(left, axis=0) < reach) & (reach > 0)
     part = lanes // LANES
@@ -107,7 +106,7 @@ def _select(held, ids, logits, V, span, LANES: tl.constexpr, ROUNDS: tl.constexp
     fits = cols < high[:, None]
     x = tl.load(logits + cols, mask=fits, other=float("-inf")).to(tl.float32)
     chosen = tl.full((KC,), -1, tl.int32)
-    for i in tl.static_range(K):
+    for i in range(K):
         best = tl.max(tl.max(x, axis=1), axis=0)
         col = tl.where((x == best) & fits, cols, 2147483647)
         first = tl.min(tl.min(col, axis=1), axis=0)

@@ -33,7 +33,7 @@ __all__ = ["PEER_FIELDS", "Spans", "finish", "rows", "rows_all", "rows_peer"]
 PEER_FIELDS = (*FINISH_FIELDS, "top1_ref", "top1_cand", "same_top1")
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 _FILL = 512  # programs that keep a large GPU busy: fewer rows than this are split
-_MAX_PARTS = 8
+_MAX_PARTS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +133,7 @@ def finish(
         LANES=store.lanes, HELD=held, PARTS=triton.next_power_of_2(parts),
         ROUNDS=triton.next_power_of_2(triton.cdiv(store.span, store.lanes)),
         K=max(top_k, 1), KC=triton.next_power_of_2(top_k + 3 if top_k > 1 else 4),
-        TRACK=top_k == 0, PRECISE=precise, num_warps=4,
+        TRACK=top_k == 0, PRECISE=precise, num_warps=max(4, min(16, held // 512)),
     )  # fmt: skip
     return values, integers, flags
 
