@@ -208,6 +208,24 @@ def time_rows(T: int, V: int, table: list[dict[str, Any]], bandwidth: float) -> 
             print("   torch.compile baseline failed:", str(error)[:200])
 
 
+def sweep(T: int, V: int, table: list[dict[str, Any]], bandwidth: float) -> None:
+    """Both row kernels at several block shapes."""
+    floor = 2 * T * V * 2 / bandwidth * 1e3
+    sets = [logits(T, V, "lm", 0.2, torch.bfloat16) for _ in range(2)]
+    kept = triton_rows.THREADS, triton_rows.INNER
+    for shape in ((32, 8), (64, 4), (128, 1), (128, 2), (128, 4), (256, 2), (256, 4)):
+        triton_rows.THREADS, triton_rows.INNER = shape
+        store = triton_rows.first_read(*sets[0], False)
+        out = triton_rows.finish(store, sets[0][0], sets[0][1], (T, V), 1, False)
+        for name, call in (
+            ("span", lambda i: triton_rows.first_read(*sets[i], False)),
+            ("span precise", lambda i: triton_rows.first_read(*sets[i], True)),
+            ("pair", lambda i: triton_rows.second_read(store, *out, sets[i][:2])),
+        ):
+            line(table, f"{name} threads={shape[0]} inner={shape[1]}", median_ms(call, 2), floor)
+    triton_rows.THREADS, triton_rows.INNER = kept
+
+
 def time_head(table: list[dict[str, Any]], T: int = 4096, d: int = 2048, V: int = 151936) -> None:
     h, g, W, y = hidden(T, d, V, torch.bfloat16)
     W2 = (W.float() + 0.01 * W.float().std() * torch.randn((V, d), device="cuda")).to(torch.bfloat16)
@@ -253,9 +271,10 @@ def main() -> None:
     table: list[dict[str, Any]] = []
     result["table"] = table
     steps: list[tuple[str, Callable[[], Any]]] = [
-        ("rows 4096", lambda: time_rows(4096, 151936, table, bandwidth)),
-        ("rows 256", lambda: time_rows(256, 151936, table, bandwidth)),
         ("head", lambda: time_head(table)),
+        ("rows 4096", lambda: time_rows(4096, 151936, table, bandwidth)),
+        ("sweep", lambda: sweep(4096, 151936, table, bandwidth)),
+        ("rows 256", lambda: time_rows(256, 151936, table, bandwidth)),
     ]
     if not args.skip_checks:
         steps += [("check head", check_head), ("check rows", check_rows)]

@@ -75,7 +75,7 @@ def _check(h_ref: torch.Tensor, h_cand: torch.Tensor, heads: Heads, tokens: torc
 def _chunk_width(V: int, chunk: int) -> int:
     """Nearly equal chunks, in multiples of 256 columns (a matrix product's tile)."""
     parts = max(1, round(V / chunk))
-    return triton.cdiv(triton.cdiv(V, parts), 256) * 256
+    return -(-V // (parts * 256)) * 256
 
 
 def _row_block(

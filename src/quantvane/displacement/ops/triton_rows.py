@@ -34,6 +34,8 @@ PEER_FIELDS = (*FINISH_FIELDS, "top1_ref", "top1_cand", "same_top1")
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 _FILL = 512  # programs that keep a large GPU busy: fewer rows than this are split
 _MAX_PARTS = 4
+THREADS = 128
+INNER = 4  # blocks of THREADS·VEC columns summed in float32 before float64
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +101,7 @@ def first_read(ref: torch.Tensor, cand: torch.Tensor, tokens: torch.Tensor, prec
     """Launch the span kernel over whole rows, split where there are few of them."""
     T, V = ref.shape
     vec = 16 // ref.element_size()
-    threads = 128
-    lanes = threads * vec
+    lanes = THREADS * vec
     parts = max(1, min(_MAX_PARTS, _FILL // T, V // (8 * lanes)))
     span = triton.cdiv(triton.cdiv(V, parts), lanes) * lanes
     parts = triton.cdiv(V, span)
@@ -108,7 +109,7 @@ def first_read(ref: torch.Tensor, cand: torch.Tensor, tokens: torch.Tensor, prec
     span_kernel[(T, parts)](
         ref, cand, tokens, store.shifts, store.sums, store.held, store.observed, store.tops, store.top_cols,
         ref.stride(0), cand.stride(0), V, T, V, span, 0, parts,
-        THREADS=threads, VEC=vec, INNER=4, GIVEN=False, TRACK=False, PRECISE=precise, num_warps=threads // 32,
+        THREADS=THREADS, VEC=vec, INNER=INNER, GIVEN=False, TRACK=False, PRECISE=precise, num_warps=THREADS // 32,
     )  # fmt: skip
     return store
 
@@ -136,6 +137,26 @@ def finish(
         TRACK=top_k == 0, PRECISE=precise, num_warps=max(4, min(16, held // 512)),
     )  # fmt: skip
     return values, integers, flags
+
+
+def second_read(
+    store: Spans,
+    values: torch.Tensor,
+    integers: torch.Tensor,
+    flags: torch.Tensor,
+    logits: tuple[torch.Tensor, torch.Tensor],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(pair (6, T) float64, ranks (T,) int32) of the second read; sets flags where a divergence is infinite."""
+    ref, cand = logits
+    T, V = ref.shape
+    pair = torch.empty((N_PAIR, T), dtype=torch.float64, device=ref.device)
+    ranks = torch.empty((T,), dtype=torch.int32, device=ref.device)
+    pair_kernel[(T,)](
+        ref, cand, store.shifts, values[len(FINISH_FIELDS)], integers, pair, ranks, flags,
+        ref.stride(0), cand.stride(0), V, T,
+        THREADS=THREADS, VEC=16 // ref.element_size(), INNER=INNER, num_warps=THREADS // 32,
+    )  # fmt: skip
+    return pair, ranks
 
 
 def repair(
@@ -200,13 +221,7 @@ def rows_all(ref: torch.Tensor, cand: torch.Tensor, tokens: torch.Tensor, top_k:
     T, V = ref.shape
     store = first_read(ref, cand, tokens, False)
     values, integers, flags = finish(store, ref, cand, (T, V), min(top_k, V), False)
-    pair = torch.empty((N_PAIR, T), dtype=torch.float64, device=ref.device)
-    ranks = torch.empty((T,), dtype=torch.int32, device=ref.device)
-    vec = 16 // ref.element_size()
-    pair_kernel[(T,)](
-        ref, cand, store.shifts, values[len(FINISH_FIELDS)], integers, pair, ranks, flags,
-        ref.stride(0), cand.stride(0), V, T, THREADS=128, VEC=vec, INNER=4, num_warps=4,
-    )  # fmt: skip
+    pair, ranks = second_read(store, values, integers, flags, (ref, cand))
     out = peer_fields(values, integers)
     for i, name in enumerate(("kld", "kld_rev", "jsd", "tv", "hellinger")):
         out[name] = pair[i]
