@@ -14,8 +14,9 @@ EXACT_ROWS = 16  # rows at a time: about 20 float64 temporaries of a row each
 def lambda_max(p: torch.Tensor) -> torch.Tensor:
     """λ_max of diag(p) − ppᵀ for each row of p (n, V) float64, by Newton on the secular equation.
 
-    1/ψ(λ) − 1 + λ/p₁ = 0 on (p₂, p₁), ψ(λ) = Σ_{i≥2} p_i/(λ−p_i); 1/ψ is concave and increasing, so the steps
-    from the lower bound of p₁, p₂ and s = Σ_{i≥2} p_i rise monotonically. Ties of p₁ and p₂ give p₁; s = 0 gives 0.
+    1/ψ(λ) − 1 + λ/p₁ = 0 on (p₂, p₁), ψ(λ) = Σ_{i≥2} p_i/(λ−p_i); 1/ψ is concave and increasing, so the
+    steps from the lower bound of p₁, p₂ and s = Σ_{i≥2} p_i rise monotonically. Ties of p₁ and p₂ give p₁;
+    s = 0 gives 0.
     """
     top, where = p.max(dim=1, keepdim=True)
     rest = p.scatter(1, where, 0.0)
@@ -49,7 +50,9 @@ def _weighted(p: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     return torch.where(p > 0, p * x, 0.0).sum(dim=1)
 
 
-def exact_rows(ref: torch.Tensor, cand: torch.Tensor, tokens: torch.Tensor, top_k: int) -> dict[str, torch.Tensor]:
+def exact_rows(
+    ref: torch.Tensor, cand: torch.Tensor, tokens: torch.Tensor, top_k: int
+) -> dict[str, torch.Tensor]:
     """Every field of TokenMetrics for logits ref, cand (n, V) and tokens (n,), in float64.
 
     A row with a NaN, a +inf or no finite logit gives NaN in every float field, −1 in every index and False.
@@ -61,6 +64,9 @@ def exact_rows(ref: torch.Tensor, cand: torch.Tensor, tokens: torch.Tensor, top_
     d = torch.where((p > 0) | (q > 0), lb - la, 0.0)
     phi = torch.where(d.abs() < 1e-3, d * d * (0.5 + d * (1 / 6 + d / 24)), torch.expm1(d) - d)
     phi_rev = torch.where(d.abs() < 1e-3, d * d * (0.5 - d * (1 / 6 - d / 24)), torch.expm1(-d) + d)
+    # Σ p·φ(d), φ(d) = eᵈ − 1 − d, is Σ (q − p − p·d): where p = 0 its summand is q.
+    kld = torch.where(p > 0, p * phi, q).sum(dim=1)
+    kld_rev = torch.where(q > 0, q * phi_rev, p).sum(dim=1)
     half = torch.log(0.5 * (p + q))
     jsd = 0.5 * (_weighted(p, la - half) + _weighted(q, lb - half))
     h2 = (0.5 * ((0.5 * lb).exp() - (0.5 * la).exp()).square().sum(dim=1)).clamp(0.0, 1.0)
@@ -74,8 +80,8 @@ def exact_rows(ref: torch.Tensor, cand: torch.Tensor, tokens: torch.Tensor, top_
     rank = ((z > level) | ((z == level) & before)).sum(dim=1)
     overlap = (set_ref[:, :, None] == set_cand[:, None, :]).any(dim=2).sum(dim=1).double() / k
     out = {
-        "kld": _weighted(p, phi),
-        "kld_rev": _weighted(q, phi_rev),
+        "kld": kld,
+        "kld_rev": kld_rev,
         "jsd": jsd.clamp(0.0, math.log(2.0)),
         "tv": 0.5 * (p - q).abs().sum(dim=1),
         "hellinger": h2.sqrt(),

@@ -1,15 +1,15 @@
 """Triton: a second read of two logit rows, for what needs both normalisers first (one kernel).
 
-With y = ½(ln q − ln p) and g = √(pq), every summand is g times an entire function of y, so none is a difference
-of nearly equal numbers when the two distributions are close::
+With y = ½(ln q − ln p) and g = √(pq), every summand is g times an entire function of y, so none is a
+difference of nearly equal numbers when the two distributions are close::
 
     q − p       = 2g sinh y           tv        = Σ |g sinh y|
     (p + q)/2   = g cosh y            hellinger = √Σ g(cosh y − 1)
     (q − p)·ln(q/p) = 4g·y sinh y     kld, kld_rev = ½J ∓ C,  J = Σ 4g·y sinh y,  C = Σ 2g(y cosh y − sinh y)
     jsd         = Σ g(y sinh y − cosh y·ln cosh y)
 
-Short series for small |y|, differences of the two exponentials for large. fisher_rao = 4·arcsin(hellinger/√2), the
-same angle as 2·arccos Σ√(pq) without its cancellation.
+Short series for small |y|, differences of the two exponentials for large. fisher_rao =
+4·arcsin(hellinger/√2), the same angle as 2·arccos Σ√(pq) without its cancellation.
 """
 
 # mypy: disable-error-code="misc, no-untyped-def, no-untyped-call, untyped-decorator, no-any-return"
@@ -38,15 +38,15 @@ def _log2(x):
     """lg2.approx on the device; the interpreter has no device library."""
     if _INTERPRETED:
         return tl.log2(x)
-    else:
-        return libdevice.fast_log2f(x)
+    return libdevice.fast_log2f(x)
 
 
 @triton.jit
-def _terms(a, b, ca, cb, half_delta):
-    """Unnormalised summands (mass, tv, h², ½J, C, jsd) of one block; ca, cb are half shifts in base 2, plus ½."""
+def _terms(a, b, ca, cb, cb_low, half_delta):
+    """Unnormalised summands (mass, tv, h², ½J, C, jsd) of one block; ca, cb + cb_low are half shifts in
+    base 2, plus ½."""
     xa = a * _HALF - ca
-    xb = b * _HALF - cb
+    xb = (b * _HALF - cb) - cb_low
     ra = tl.exp2(xa)  # √(p/2), √(q/2) up to one common factor
     rb = tl.exp2(xb)
     y = (b - a) * 0.5 - half_delta
@@ -75,13 +75,13 @@ def _terms(a, b, ca, cb, half_delta):
 def pair_kernel(
     ref, cand, shifts, offset, tops, out, ranks, flags,
     stride_ref, stride_cand, V, T,
-    THREADS: tl.constexpr, VEC: tl.constexpr, INNER: tl.constexpr,
+    THREADS: tl.constexpr, VEC: tl.constexpr, INNER: tl.constexpr, CLAMP: tl.constexpr,
 ):  # fmt: skip
     """One program per row: out (6, T) float64 in the order kld, kld_rev, jsd, tv, hellinger, hellinger².
 
-    Reads the shifts (2, T) and offset (T,) float64, the first read's ln Σe^cand − ln Σe^ref;
-    tops (3, T) int32 gives the reference's argmax, whose rank among the candidate's logits goes to ranks (T,).
-    A row with an infinite divergence is flagged for exact recomputation.
+    Reads the shifts (2, T) and offset (T,) float64, the first read's ln Σe^cand − ln Σe^ref; tops (3, T)
+    int32 gives the reference's argmax, whose rank among the candidate's logits goes to ranks (T,). A row
+    with an infinite divergence is flagged for exact recomputation.
     """
     row = tl.program_id(0)
     at = row.to(tl.int64)
@@ -91,7 +91,9 @@ def pair_kernel(
     c2a = tl.load(shifts + row)
     delta = tl.load(offset + row)
     ca = 0.5 * c2a + 0.5
-    cb = (0.5 * (c2a.to(tl.float64) + delta * _LOG2E) + 0.5).to(tl.float32)
+    cb64 = 0.5 * (c2a.to(tl.float64) + delta * _LOG2E) + 0.5
+    cb = cb64.to(tl.float32)
+    cb_low = (cb64 - cb.to(tl.float64)).to(tl.float32)
     half_delta = (0.5 * delta).to(tl.float32)
     target = tl.load(tops + row)
     level = finite_floor(tl.load(pb + target, mask=(target >= 0) & (target < V), other=0.0).to(tl.float32))
@@ -110,9 +112,12 @@ def pair_kernel(
         for inner in tl.static_range(INNER):
             start = (outer * INNER + inner) * LANES
             cols = start + lane
-            a = finite_floor(tl.load(pa + cols, eviction_policy="evict_first").to(tl.float32))
-            b = finite_floor(tl.load(pb + cols, eviction_policy="evict_first").to(tl.float32))
-            t0, t1, t2, t3, t4, t5 = _terms(a, b, ca, cb, half_delta)
+            a = tl.load(pa + cols, eviction_policy="evict_first").to(tl.float32)
+            b = tl.load(pb + cols, eviction_policy="evict_first").to(tl.float32)
+            if CLAMP:
+                a = finite_floor(a)
+                b = finite_floor(b)
+            t0, t1, t2, t3, t4, t5 = _terms(a, b, ca, cb, cb_low, half_delta)
             f0 += tl.sum(t0, axis=1)
             f1 += tl.sum(t1, axis=1)
             f2 += tl.sum(t2, axis=1)
@@ -129,7 +134,7 @@ def pair_kernel(
         ok = cols < V
         a = finite_floor(tl.load(pa + cols, mask=ok, other=float("-inf")).to(tl.float32))
         b = finite_floor(tl.load(pb + cols, mask=ok, other=float("-inf")).to(tl.float32))
-        t0, t1, t2, t3, t4, t5 = _terms(a, b, ca, cb, half_delta)
+        t0, t1, t2, t3, t4, t5 = _terms(a, b, ca, cb, cb_low, half_delta)
         f0 += tl.sum(t0, axis=1)
         f1 += tl.sum(t1, axis=1)
         f2 += tl.sum(t2, axis=1)

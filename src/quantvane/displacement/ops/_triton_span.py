@@ -1,13 +1,15 @@
 """Triton: one read of a span of two logit rows, kept as a handful of sums (one kernel, its helpers).
 
-A *lane* is a residue class of columns, ``column = lo + block·LANES + lane``. Every lane holds back its largest
-exponential; all the others go into power sums. What is held back stays exact, so the largest probability never
-enters a sum from which it would have to be subtracted again, and the sums over "the rest" are of small entries
-only, where a few moments say everything that λ_max needs.
+A *lane* is a residue class of columns, ``column = lo + block·LANES + lane``. Every lane keeps its largest
+exponential; all the others form "the rest", of which only power sums are kept: they are of small entries,
+where a few moments say everything that λ_max needs. The sums are first taken over everything and the lanes'
+largest subtracted afterwards, which costs a relative 1e-7 of the entry subtracted. Only the row's largest
+may exceed all others together by so much that this matters: the columns of the thread that met it are read
+again without it.
 
-Exponents are in base 2 relative to a *fixed* shift per row, guessed from the first block and the observed token:
-no running maximum, so no reduction across threads inside the loop. A row whose guess turns out to be too far off
-overflows to inf or NaN and is recomputed elsewhere.
+Exponents are in base 2 relative to a *fixed* shift per row, guessed from the first block and the observed
+token: no running maximum, so no reduction across threads inside the loop. A row whose guess turns out to be
+too far off overflows to inf or NaN and is recomputed elsewhere.
 """
 
 # mypy: disable-error-code="misc, no-untyped-def, no-untyped-call, untyped-decorator, no-any-return"
@@ -43,7 +45,9 @@ def guess_shifts(a, b, ay, by):
     weight = tl.where((a > -1.0e29) & (b > -1.0e29), tl.exp2((a - top) * _LOG2E), 0.0)
     wy = tl.where((ay > -1.0e29) & (by > -1.0e29), tl.exp2((ay - top) * _LOG2E), 0.0)
     total = tl.sum(weight, axis=0) + wy
-    moved = tl.sum(tl.where(weight > 0, weight * (b - a), 0.0), axis=0) + tl.where(wy > 0, wy * (by - ay), 0.0)
+    moved = tl.sum(tl.where(weight > 0, weight * (b - a), 0.0), axis=0) + tl.where(
+        wy > 0, wy * (by - ay), 0.0
+    )
     delta = tl.where(total > 0, moved / tl.where(total > 0, total, 1.0), 0.0)
     c2 = tl.floor(top * _LOG2E * 1024.0 + 0.5) / 1024.0
     d2 = tl.floor(delta * _LOG2E * 1024.0 + 0.5) / 1024.0
@@ -89,27 +93,58 @@ def _block(
     xb = b * _LOG2E - c2b
     ea = tl.exp2(xa)
     eb = tl.exp2(xb)
-    ra = tl.minimum(held_a, ea)
-    rb = tl.minimum(held_b, eb)
     held_a = tl.maximum(held_a, ea)
     held_b = tl.maximum(held_b, eb)
-    ra2 = ra * ra
-    rb2 = rb * rb
-    u = (b - a) - delta
-    s1a += tl.sum(ra, axis=1)
-    s2a += tl.sum(ra2, axis=1)
-    s3a += tl.sum(ra2 * ra, axis=1)
-    s4a += tl.sum(ra2 * ra2, axis=1)
+    ea2 = ea * ea
+    eb2 = eb * eb
+    u = b - a
+    s1a += tl.sum(ea, axis=1)
+    s2a += tl.sum(ea2, axis=1)
+    s3a += tl.sum(ea2 * ea, axis=1)
+    s4a += tl.sum(ea2 * ea2, axis=1)
     ta += tl.sum(ea * xa, axis=1)
-    s1b += tl.sum(rb, axis=1)
-    s2b += tl.sum(rb2, axis=1)
-    s3b += tl.sum(rb2 * rb, axis=1)
-    s4b += tl.sum(rb2 * rb2, axis=1)
+    s1b += tl.sum(eb, axis=1)
+    s2b += tl.sum(eb2, axis=1)
+    s3b += tl.sum(eb2 * eb, axis=1)
+    s4b += tl.sum(eb2 * eb2, axis=1)
     tb += tl.sum(eb * xb, axis=1)
-    su += tl.sum(ea * u, axis=1)
     if PRECISE:
+        u = u - delta
         sphi += tl.sum(_phi(u, ea, eb), axis=1)
+    su += tl.sum(ea * u, axis=1)
     return held_a, held_b, s1a, s2a, s3a, s4a, ta, s1b, s2b, s3b, s4b, tb, su, sphi
+
+
+@triton.jit
+def _rest(
+    row, out, held, s1, s2, s3, s4, c2, lo, hi,
+    THREADS: tl.constexpr, VEC: tl.constexpr, ROUNDS: tl.constexpr,
+):  # fmt: skip
+    """Store Σ E^k, k = 1…4, over everything but each lane's largest entry; s1…s4 (THREADS,) float64 hold
+    all."""
+    thread = tl.arange(0, THREADS)
+    _, guilty = tl.max(tl.max(held, axis=1), axis=0, return_indices=True)
+    innocent = thread != guilty
+    slot = tl.arange(0, VEC)
+    cols = lo + tl.arange(0, ROUNDS)[:, None] * (THREADS * VEC) + guilty * VEC + slot[None, :]
+    x = finite_floor(tl.load(row + cols, mask=cols < hi, other=float("-inf")).to(tl.float32))
+    e = tl.exp2(x * _LOG2E - c2)
+    most = tl.max(tl.max(e, axis=1), axis=0)
+    where = tl.min(tl.min(tl.where(e == most, cols, 2147483647), axis=1), axis=0)
+    e = tl.where(cols == where, 0.0, e).to(tl.float64)
+    e2 = e * e
+    # What each lane keeps, bar the row's largest, which is in no sum.
+    lane_of_top = (thread[:, None] == guilty) & (slot[None, :] == (where - lo) % VEC)
+    h = tl.where(lane_of_top, 0.0, held).to(tl.float64)
+    h2 = h * h
+    r1 = tl.where(innocent, s1, 0.0) - tl.sum(h, axis=1)
+    r2 = tl.where(innocent, s2, 0.0) - tl.sum(h2, axis=1)
+    r3 = tl.where(innocent, s3, 0.0) - tl.sum(h2 * h, axis=1)
+    r4 = tl.where(innocent, s4, 0.0) - tl.sum(h2 * h2, axis=1)
+    tl.store(out + 0, tl.maximum(tl.sum(r1, axis=0) + tl.sum(tl.sum(e, axis=1), axis=0), 0.0))
+    tl.store(out + 1, tl.maximum(tl.sum(r2, axis=0) + tl.sum(tl.sum(e2, axis=1), axis=0), 0.0))
+    tl.store(out + 2, tl.maximum(tl.sum(r3, axis=0) + tl.sum(tl.sum(e2 * e, axis=1), axis=0), 0.0))
+    tl.store(out + 3, tl.maximum(tl.sum(r4, axis=0) + tl.sum(tl.sum(e2 * e2, axis=1), axis=0), 0.0))
 
 
 @triton.jit
@@ -124,16 +159,17 @@ def span_kernel(
     ref, cand, tokens, shifts, sums, held, observed, tops, top_cols,
     stride_ref, stride_cand, V, T, width, span, first_part, n_parts,
     THREADS: tl.constexpr, VEC: tl.constexpr, INNER: tl.constexpr,
-    GIVEN: tl.constexpr, TRACK: tl.constexpr, PRECISE: tl.constexpr,
+    ROUNDS: tl.constexpr, GIVEN: tl.constexpr, TRACK: tl.constexpr, PRECISE: tl.constexpr,
+    CLAMP: tl.constexpr,
 ):  # fmt: skip
     """One program per (row, part): columns [part·span, …) of a row of ``width`` columns.
 
     ref, cand: (T, width) logits of bf16, f16 or f32, unit column stride. The row's columns are
-    ``first_part·span …`` of a vocabulary of V (whole rows: first_part = 0, width = V).
-    tokens (T,) int64. shifts (2, T) float32: read where GIVEN, else guessed here and written.
-    Writes sums (T, n_parts, 12) float64, held (2, T, n_parts, LANES) float32, observed (2, T) float32 by the part
-    that holds the token; with TRACK also tops (2, T, n_parts) float32 and top_cols (2, T, n_parts) int32.
-    Float32 within INNER blocks, float64 across them.
+    ``first_part·span …`` of a vocabulary of V (whole rows: first_part = 0, width = V). tokens (T,) int64.
+    shifts (2, T) float32: read where GIVEN, else guessed here and written. Writes sums (T, n_parts, 12)
+    float64, held (2, T, n_parts, LANES) float32, observed (2, T) float32 by the part that holds the token;
+    with TRACK also tops (2, T, n_parts) float32 and top_cols (2, T, n_parts) int32. Float32 within INNER
+    blocks, float64 across them. Without CLAMP a −inf turns the row's sums into NaN.
     """
     row = tl.program_id(0)
     local_part = tl.program_id(1)
@@ -175,17 +211,22 @@ def span_kernel(
     seen_b = tl.zeros((THREADS, VEC), tl.int32)
     zero = tl.zeros((THREADS,), tl.float32)
     wide = tl.zeros((THREADS,), tl.float64)
-    d0, d1, d2_, d3, d4, d5, d6, d7, d8, d9, d10, d11 = wide, wide, wide, wide, wide, wide, wide, wide, wide, wide, wide, wide
+    d0, d1, d2_, d3, d4, d5 = wide, wide, wide, wide, wide, wide
+    d6, d7, d8, d9, d10, d11 = wide, wide, wide, wide, wide, wide
 
     full = (hi - lo) // (LANES * INNER)
     n_blocks = (hi - lo + LANES - 1) // LANES
     for outer in range(0, full):
-        f0, f1, f2, f3, f4, f5, f6, f7, f8, f9, f10, f11 = zero, zero, zero, zero, zero, zero, zero, zero, zero, zero, zero, zero
+        f0, f1, f2, f3, f4, f5 = zero, zero, zero, zero, zero, zero
+        f6, f7, f8, f9, f10, f11 = zero, zero, zero, zero, zero, zero
         for inner in tl.static_range(INNER):
             block = outer * INNER + inner
             cols = lo + block * LANES + lane
-            a = finite_floor(tl.load(pa + cols, eviction_policy="evict_first").to(tl.float32))
-            b = finite_floor(tl.load(pb + cols, eviction_policy="evict_first").to(tl.float32))
+            a = tl.load(pa + cols, eviction_policy="evict_first").to(tl.float32)
+            b = tl.load(pb + cols, eviction_policy="evict_first").to(tl.float32)
+            if CLAMP:
+                a = finite_floor(a)
+                b = finite_floor(b)
             if TRACK:
                 top_a, seen_a = _track(a, block, top_a, seen_a)
                 top_b, seen_b = _track(b, block, top_b, seen_b)
@@ -196,7 +237,8 @@ def span_kernel(
         d0, d1, d2_, d3 = d0 + f0, d1 + f1, d2_ + f2, d3 + f3
         d4, d5, d6, d7 = d4 + f4, d5 + f5, d6 + f6, d7 + f7
         d8, d9, d10, d11 = d8 + f8, d9 + f9, d10 + f10, d11 + f11
-    f0, f1, f2, f3, f4, f5, f6, f7, f8, f9, f10, f11 = zero, zero, zero, zero, zero, zero, zero, zero, zero, zero, zero, zero
+    f0, f1, f2, f3, f4, f5 = zero, zero, zero, zero, zero, zero
+    f6, f7, f8, f9, f10, f11 = zero, zero, zero, zero, zero, zero
     for block in range(full * INNER, n_blocks):
         cols = lo + block * LANES + lane
         ok = cols < hi
@@ -210,15 +252,9 @@ def span_kernel(
             f0, f1, f2, f3, f4, f5, f6, f7, f8, f9, f10, f11, PRECISE,
         )  # fmt: skip
     out = sums + (at * n_parts + part) * 12
-    tl.store(out + 0, tl.sum(d0 + f0, axis=0))
-    tl.store(out + 1, tl.sum(d1 + f1, axis=0))
-    tl.store(out + 2, tl.sum(d2_ + f2, axis=0))
-    tl.store(out + 3, tl.sum(d3 + f3, axis=0))
+    _rest(pa, out, held_a, d0 + f0, d1 + f1, d2_ + f2, d3 + f3, c2a, lo, hi, THREADS, VEC, ROUNDS)
+    _rest(pb, out + 5, held_b, d5 + f5, d6 + f6, d7 + f7, d8 + f8, c2b, lo, hi, THREADS, VEC, ROUNDS)
     tl.store(out + 4, tl.sum(d4 + f4, axis=0))
-    tl.store(out + 5, tl.sum(d5 + f5, axis=0))
-    tl.store(out + 6, tl.sum(d6 + f6, axis=0))
-    tl.store(out + 7, tl.sum(d7 + f7, axis=0))
-    tl.store(out + 8, tl.sum(d8 + f8, axis=0))
     tl.store(out + 9, tl.sum(d9 + f9, axis=0))
     tl.store(out + 10, tl.sum(d10 + f10, axis=0))
     tl.store(out + 11, tl.sum(d11 + f11, axis=0))

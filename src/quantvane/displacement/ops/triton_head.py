@@ -1,12 +1,16 @@
 """Displacement on the GPU from hidden states and output heads, without ever holding T×V logits.
 
-The vocabulary is cut into chunks. For each, two matrix products put float32 logits into a small workspace (products
-of bf16 are exact in float32, and nothing is rounded back to bf16), and the one-read kernel folds them into per-row
-sums; a last kernel turns the sums of all chunks into metrics. The logits' own accuracy is the matrix unit's float32
-accumulation over d; given those logits the metrics are as accurate as those of ``triton_rows``.
+The vocabulary is cut into chunks. For each, two matrix products put float32 logits into a small workspace
+(products of bf16 are exact in float32, and nothing is rounded back to bf16), and the one-read kernel folds
+them into per-row sums; a last kernel turns the sums of all chunks into metrics. Given those logits the
+metrics are as accurate as those of ``triton_rows``. The logits themselves carry the matrix unit's
+accumulation over d, which on Hopper truncates: about 1e-5 relative at d = 2048, so NLL and entropy are
+within 1e-4 and λ_max within a relative 1e-4 of float64 logits, kld (in which a common error cancels) within
+1e-6.
 
-Cost: two matrix products of 2·T·d·V operations, and 8·T·V bytes of workspace written and read again. Extra memory:
-two workspaces of ROW_BLOCK×chunk float32 and 1 KiB per row and chunk, together under 512 MiB at any T and V.
+Cost: two matrix products of 2·T·d·V operations, and 8·T·V bytes of workspace written and read again. Extra
+memory: two workspaces of ROW_BLOCK×chunk float32 and 1 KiB per row and chunk, together under 512 MiB at any
+T and V.
 """
 
 from __future__ import annotations
@@ -16,9 +20,8 @@ from dataclasses import dataclass
 import torch
 import triton
 
-from quantvane.displacement.ops._torch_exact import EXACT_ROWS, exact_rows
 from quantvane.displacement.ops._triton_span import shift_kernel, span_kernel
-from quantvane.displacement.ops.triton_rows import Spans, finish, peer_fields
+from quantvane.displacement.ops.triton_rows import Spans, finish, peer_fields, rows_peer
 from quantvane.errors import DataError
 
 __all__ = ["Heads", "head_peer"]
@@ -26,6 +29,7 @@ __all__ = ["Heads", "head_peer"]
 ROW_BLOCK = 4096
 CHUNK = 8192
 _THREADS, _VEC = 32, 4
+_REPAIR = 64  # rows whose full logits are formed at once, where the sums were not enough
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +105,8 @@ def _row_block(
         span_kernel[(n, 1)](
             a, b, tokens, store.shifts, store.sums, store.held, store.observed, store.tops, store.top_cols,
             w, w, V, n, w, width, part, parts,
-            THREADS=_THREADS, VEC=_VEC, INNER=8, GIVEN=True, TRACK=True, PRECISE=True, num_warps=1,
+            THREADS=_THREADS, VEC=_VEC, INNER=8, ROUNDS=triton.next_power_of_2(-(-width // lanes)),
+            GIVEN=True, TRACK=True, PRECISE=True, CLAMP=False, num_warps=1,
         )  # fmt: skip
     return finish(store, a, b, (n, V), 0, True)
 
@@ -136,13 +141,15 @@ def head_peer(
     for low in range(0, T, row_block):
         some = slice(low, low + row_block)
         blocks.append(_row_block((h_ref[some], h_cand[some]), heads, tokens[some], work, width))
-    values, integers, flags = (torch.cat(x, dim=1 if x[0].dim() == 2 else 0) for x in zip(*blocks, strict=True))
+    values, integers, flags = (
+        torch.cat(x, dim=1 if x[0].dim() == 2 else 0) for x in zip(*blocks, strict=True)
+    )
     out = peer_fields(values, integers)
-    for rows in torch.nonzero(flags).squeeze(1).split(EXACT_ROWS):
-        pair = torch.empty((2, len(rows), V), dtype=torch.float32, device=device)
-        _logits(h_ref[rows], heads.ref, pair[0])
-        _logits(h_cand[rows], heads.cand, pair[1])
-        exact = exact_rows(pair[0], pair[1], tokens[rows], 1)
+    for some in torch.nonzero(flags).squeeze(1).split(_REPAIR):
+        pair = torch.empty((2, len(some), V), dtype=torch.float32, device=device)
+        _logits(h_ref[some], heads.ref, pair[0])
+        _logits(h_cand[some], heads.cand, pair[1])
+        again = rows_peer(pair[0], pair[1], tokens[some])
         for name, value in out.items():
-            value[rows] = exact[name].to(value.dtype)
+            value[some] = again[name]
     return out

@@ -1,40 +1,43 @@
 """Displacement on the GPU from materialised logits: one read of both rows, or two.
 
-``rows_peer`` reads each logit once and returns what one read can give, λ_max included; ``rows_all`` adds a second
-read and gives every field. ``rows`` is the backend's entry point and equals ``rows_all``.
+``rows_peer`` reads each logit once and returns what one read can give, λ_max included; ``rows_all`` adds a
+second read and gives every field. ``rows`` is the backend's entry point and equals ``rows_all``.
 
-Method. Exponentials are taken relative to a fixed shift per row, guessed from the first columns and the observed
-token, and never normalised inside the loop. Each lane (a residue class of columns) holds back its largest
-exponential; power sums of all the others give ψ(λ) = Σ_{i≥2} p_i/(λ−p_i) to a certified accuracy. Float32 within
-a few thousand columns, float64 across. A row on which that is not enough (λ not certified to 3e-7, overflow,
-NaN, an infinite divergence, more ties at the top than are kept) is recomputed in float64 from its logits; on the
-logits of language models that is rare, on nearly uniform rows it is common and slow.
+Method. Exponentials are taken relative to a fixed shift per row, guessed from the first columns and the
+observed token, and never normalised inside the loop. Each lane (a residue class of columns) keeps its
+largest exponential; power sums of all the others give ψ(λ) = Σ_{i≥2} p_i/(λ−p_i) between two bounds.
+Float32 within a few thousand columns, float64 across. A row on which that is not enough (λ not certain to
+3e-7, overflow, −inf or NaN, an infinite divergence, more ties at the top than are kept) is computed again:
+first by the same kernels with −inf provided for, then in float64. On logits of language models the last is
+rare; on nearly uniform rows (p_max near 1/V) it is common and slow.
 
-Accuracy against float64: relative 1e-6 for λ, absolute 1e-6 for the others; kld of ``rows_all`` (and of
-``rows_peer`` with ``precise=True``) is a sum of non-negative terms, so it keeps its relative accuracy when the two
-rows are close. Equal rows give exactly 0. A −inf logit has probability 0.
+Accuracy against float64: λ relative 1e-6; the others 1e-6·max(1, |value|). The kld of ``rows_all``, and of
+``rows_peer`` with ``precise=True``, is a sum of non-negative terms, so it keeps its relative accuracy where
+the two rows are close. Equal rows give exactly 0. A −inf logit has probability 0; a row with NaN, +inf or
+no finite logit gives NaN, indices −1 and False.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import triton
 
 from quantvane.displacement.ops._torch_exact import EXACT_ROWS, exact_rows
-from quantvane.displacement.ops._triton_finish import FINISH_FIELDS, finish_kernel
+from quantvane.displacement.ops._triton_finish import FINISH_FIELDS, combine_kernel, finish_kernel
 from quantvane.displacement.ops._triton_pair import N_PAIR, pair_kernel
 from quantvane.displacement.ops._triton_span import N_SUMS, span_kernel
 from quantvane.errors import DataError
 
-__all__ = ["PEER_FIELDS", "Spans", "finish", "rows", "rows_all", "rows_peer"]
+__all__ = ["PEER_FIELDS", "Spans", "finish", "first_read", "rows", "rows_all", "rows_peer", "second_read"]
 
 PEER_FIELDS = (*FINISH_FIELDS, "top1_ref", "top1_cand", "same_top1")
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 _FILL = 512  # programs that keep a large GPU busy: fewer rows than this are split
 _MAX_PARTS = 4
-THREADS = 128
+THREADS = 64
 INNER = 4  # blocks of THREADS·VEC columns summed in float32 before float64
 
 
@@ -72,7 +75,9 @@ class Spans:
         )
 
 
-def check(ref: torch.Tensor, cand: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, ...]:
+def check(
+    ref: torch.Tensor, cand: torch.Tensor, tokens: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The three arguments with unit column stride and int64 tokens on the logits' device.
 
     Raises:
@@ -97,19 +102,22 @@ def check(ref: torch.Tensor, cand: torch.Tensor, tokens: torch.Tensor) -> tuple[
     return ref, cand, tokens
 
 
-def first_read(ref: torch.Tensor, cand: torch.Tensor, tokens: torch.Tensor, precise: bool) -> Spans:
-    """Launch the span kernel over whole rows, split where there are few of them."""
+def first_read(
+    ref: torch.Tensor, cand: torch.Tensor, tokens: torch.Tensor, precise: bool, clamp: bool
+) -> Spans:
+    """Launch the span kernel over whole rows, split where there are few of them; clamp provides for −inf."""
     T, V = ref.shape
     vec = 16 // ref.element_size()
     lanes = THREADS * vec
     parts = max(1, min(_MAX_PARTS, _FILL // T, V // (8 * lanes)))
-    span = triton.cdiv(triton.cdiv(V, parts), lanes) * lanes
-    parts = triton.cdiv(V, span)
+    span = -(-V // (parts * lanes)) * lanes
+    parts = -(-V // span)
     store = Spans.allocate(T, parts, span, lanes, ref.device, track=False)
     span_kernel[(T, parts)](
         ref, cand, tokens, store.shifts, store.sums, store.held, store.observed, store.tops, store.top_cols,
         ref.stride(0), cand.stride(0), V, T, V, span, 0, parts,
-        THREADS=THREADS, VEC=vec, INNER=INNER, GIVEN=False, TRACK=False, PRECISE=precise, num_warps=THREADS // 32,
+        THREADS=THREADS, VEC=vec, INNER=INNER, ROUNDS=triton.next_power_of_2(-(-span // lanes)),
+        GIVEN=False, TRACK=False, PRECISE=precise, CLAMP=clamp, num_warps=THREADS // 32,
     )  # fmt: skip
     return store
 
@@ -124,29 +132,39 @@ def finish(
     T, V = shape
     device = store.sums.device
     parts = store.sums.shape[1]
+    kc = triton.next_power_of_2(top_k + 3) if top_k > 1 else 4
+    held = triton.next_power_of_2(parts * store.lanes)
     values = torch.empty((len(FINISH_FIELDS) + 1, T), dtype=torch.float64, device=device)
     integers = torch.empty((3, T), dtype=torch.int32, device=device)
     flags = torch.empty((T,), dtype=torch.int32, device=device)
-    held = triton.next_power_of_2(parts * store.lanes)
-    finish_kernel[(T,)](
-        store.sums, store.held, store.shifts, store.observed, store.tops, store.top_cols, ref, cand,
-        values, integers, flags, ref.stride(0), cand.stride(0), V, T, store.span, parts,
-        LANES=store.lanes, HELD=held, PARTS=triton.next_power_of_2(parts),
-        ROUNDS=triton.next_power_of_2(triton.cdiv(store.span, store.lanes)),
-        K=max(top_k, 1), KC=triton.next_power_of_2(top_k + 3 if top_k > 1 else 4),
-        TRACK=top_k == 0, PRECISE=precise, num_warps=max(4, min(16, held // 512)),
+    sides = torch.empty((2, 4, T), dtype=torch.float64, device=device)
+    chosen = torch.empty((2, T, kc), dtype=torch.int32, device=device)
+    side_flags = torch.empty((2, T), dtype=torch.int32, device=device)
+    padded = triton.next_power_of_2(parts)
+    finish_kernel[(T, 2)](
+        store.sums, store.held, store.tops, store.top_cols, ref, cand, sides, chosen, side_flags,
+        ref.stride(0), cand.stride(0), V, T, store.span, parts,
+        LANES=store.lanes, HELD=held, PARTS=padded,
+        ROUNDS=triton.next_power_of_2(-(-store.span // store.lanes)),
+        K=max(top_k, 1), KC=kc, TRACK=top_k == 0, num_warps=max(2 if top_k > 1 else 1, min(8, held // 1024)),
+    )  # fmt: skip
+    combine_kernel[(-(-T // 32),)](
+        store.sums, sides, chosen, store.shifts, store.observed, side_flags,
+        values, integers, flags, T, parts,
+        ROWS=32, PARTS=padded, KC=kc, PRECISE=precise, num_warps=4,
     )  # fmt: skip
     return values, integers, flags
 
 
 def second_read(
     store: Spans,
-    values: torch.Tensor,
-    integers: torch.Tensor,
-    flags: torch.Tensor,
+    done: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
     logits: tuple[torch.Tensor, torch.Tensor],
+    clamp: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(pair (6, T) float64, ranks (T,) int32) of the second read; sets flags where a divergence is infinite."""
+    """(pair (6, T) float64, ranks (T,) int32) after ``done = finish(…)``; flags infinite divergences
+    there."""
+    values, integers, flags = done
     ref, cand = logits
     T, V = ref.shape
     pair = torch.empty((N_PAIR, T), dtype=torch.float64, device=ref.device)
@@ -154,27 +172,9 @@ def second_read(
     pair_kernel[(T,)](
         ref, cand, store.shifts, values[len(FINISH_FIELDS)], integers, pair, ranks, flags,
         ref.stride(0), cand.stride(0), V, T,
-        THREADS=THREADS, VEC=16 // ref.element_size(), INNER=INNER, num_warps=THREADS // 32,
+        THREADS=THREADS, VEC=16 // ref.element_size(), INNER=INNER, CLAMP=clamp, num_warps=THREADS // 32,
     )  # fmt: skip
     return pair, ranks
-
-
-def repair(
-    out: dict[str, torch.Tensor],
-    flags: torch.Tensor,
-    logits: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
-    top_k: int,
-) -> int:
-    """Overwrite the flagged rows by their float64 values, in place; the number of rows recomputed.
-
-    One synchronisation with the device. A few rows at a time bound the extra memory.
-    """
-    flagged = torch.nonzero(flags).squeeze(1)
-    for some in flagged.split(EXACT_ROWS):
-        exact = exact_rows(logits[0][some], logits[1][some], logits[2][some], top_k)
-        for name, value in out.items():
-            value[some] = exact[name].to(value.dtype)
-    return len(flagged)
 
 
 def peer_fields(values: torch.Tensor, integers: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -182,6 +182,31 @@ def peer_fields(values: torch.Tensor, integers: torch.Tensor) -> dict[str, torch
     out = {name: values[i] for i, name in enumerate(FINISH_FIELDS)}
     out["top1_ref"], out["top1_cand"] = integers[0], integers[1]
     out["same_top1"] = integers[0] == integers[1]
+    return out
+
+
+Logits = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+Attempt = Callable[[Logits, bool], tuple[dict[str, torch.Tensor], torch.Tensor]]
+
+
+def with_repair(attempt: Attempt, logits: Logits, top_k: int) -> dict[str, torch.Tensor]:
+    """attempt(logits, clamp) → (fields, flags); flagged rows are tried again with clamp, then in float64.
+
+    One synchronisation with the device, more only where rows are flagged.
+    """
+    out, flags = attempt(logits, False)
+    flagged = torch.nonzero(flags).squeeze(1)
+    if not len(flagged):
+        return out
+    some: Logits = (logits[0][flagged], logits[1][flagged], logits[2][flagged])
+    again, flags = attempt(some, True)
+    hopeless = torch.nonzero(flags).squeeze(1)
+    for part in hopeless.split(EXACT_ROWS):
+        exact = exact_rows(some[0][part], some[1][part], some[2][part], top_k)
+        for name, value in again.items():
+            value[part] = exact[name].to(value.dtype)
+    for name, value in out.items():
+        value[flagged] = again[name]
     return out
 
 
@@ -199,15 +224,19 @@ def rows_peer(
     Raises:
         DataError: see ``check``.
     """
-    ref, cand, tokens = check(ref, cand, tokens)
-    store = first_read(ref, cand, tokens, precise)
-    values, integers, flags = finish(store, ref, cand, (ref.shape[0], ref.shape[1]), 1, precise)
-    out = peer_fields(values, integers)
-    repair(out, flags, (ref, cand, tokens), 1)
-    return out
+
+    def attempt(some: Logits, clamp: bool) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        a, b, y = some
+        store = first_read(a, b, y, precise, clamp)
+        values, integers, flags = finish(store, a, b, (a.shape[0], a.shape[1]), 1, precise)
+        return peer_fields(values, integers), flags
+
+    return with_repair(attempt, check(ref, cand, tokens), 1)
 
 
-def rows_all(ref: torch.Tensor, cand: torch.Tensor, tokens: torch.Tensor, top_k: int = 10) -> dict[str, torch.Tensor]:
+def rows_all(
+    ref: torch.Tensor, cand: torch.Tensor, tokens: torch.Tensor, top_k: int = 10
+) -> dict[str, torch.Tensor]:
     """Every field of TokenMetrics, (T,) each, in two reads of both matrices; arguments as for ``rows_peer``.
 
     topk_overlap divides by min(top_k, V); of equal logits the first columns belong to the set.
@@ -215,21 +244,24 @@ def rows_all(ref: torch.Tensor, cand: torch.Tensor, tokens: torch.Tensor, top_k:
     Raises:
         DataError: see ``check``, or top_k outside [1, 29].
     """
-    ref, cand, tokens = check(ref, cand, tokens)
     if not 1 <= top_k <= 29:
         raise DataError("top_k has no kernel", expected="1 to 29", got=str(top_k))
-    T, V = ref.shape
-    store = first_read(ref, cand, tokens, False)
-    values, integers, flags = finish(store, ref, cand, (T, V), min(top_k, V), False)
-    pair, ranks = second_read(store, values, integers, flags, (ref, cand))
-    out = peer_fields(values, integers)
-    for i, name in enumerate(("kld", "kld_rev", "jsd", "tv", "hellinger")):
-        out[name] = pair[i]
-    out["fisher_rao"] = 4.0 * torch.asin((0.5 * pair[5]).sqrt())
-    out["topk_overlap"] = integers[2].double() / min(top_k, V)
-    out["rank_in_cand"] = ranks
-    repair(out, flags, (ref, cand, tokens), top_k)
-    return out
+
+    def attempt(some: Logits, clamp: bool) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        a, b, y = some
+        k = min(top_k, a.shape[1])
+        store = first_read(a, b, y, False, clamp)
+        done = finish(store, a, b, (a.shape[0], a.shape[1]), k, False)
+        pair, ranks = second_read(store, done, (a, b), clamp)
+        out = peer_fields(done[0], done[1])
+        for i, name in enumerate(("kld", "kld_rev", "jsd", "tv", "hellinger")):
+            out[name] = pair[i]
+        out["fisher_rao"] = 4.0 * torch.asin((0.5 * pair[5]).sqrt())
+        out["topk_overlap"] = done[1][2].double() / k
+        out["rank_in_cand"] = ranks
+        return out, done[2]
+
+    return with_repair(attempt, check(ref, cand, tokens), top_k)
 
 
 def rows(ref: torch.Tensor, cand: torch.Tensor, tokens: torch.Tensor, top_k: int) -> dict[str, torch.Tensor]:
