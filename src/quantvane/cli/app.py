@@ -17,6 +17,8 @@ __all__ = ["COMMANDS", "cli", "main"]
 COMMANDS = {
     "compare": "compare",
     "demo": "demo",
+    "flips": "flips",
+    "noise": "noise",
     "quantize": "quantize",
     "record": "record",
     "report": "report",

@@ -27,6 +27,7 @@ __all__ = ["command"]
 @click.option("--backend", default="numba", show_default=True, help="Kernel: numpy, numba or triton.")
 @click.option("--top-k", default=10, show_default=True, help="k of the top-k overlap.")
 @click.option("--floor-windows", default=4, show_default=True, help="Windows spent on the noise floor; 0 for none.")
+@click.option("--noise", type=click.Path(), help="Use the floor of this `quantvane noise` run instead.")
 @click.option("--seed", default=0, show_default=True, help="Seed of the resampling.")
 @click.option("--resamples", default=2000, show_default=True, help="Bootstrap resamples.")
 @click.option("--peer-statistics", is_flag=True, help="With a .kld REF: also what llama.cpp's tool prints.")

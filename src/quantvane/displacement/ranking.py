@@ -13,6 +13,7 @@ import numpy.typing as npt
 from scipy import special
 
 from quantvane.displacement._columns import Columns, interval_of
+from quantvane.stats.multiplicity import holm
 from quantvane.stats.resampling import Resampling, ratio_intervals, ratio_standard_error
 from quantvane.types import FloatArray, Interval
 
@@ -89,7 +90,7 @@ def compare_candidates(
     order = sorted(means, key=lambda name: (means[name].value, name))
     pairs = list(combinations(order, 2))  # (better, worse)
     differences = _differences(table, values, pairs, draws, level)
-    adjusted = dict(zip(pairs, _holm([differences[pair][1] for pair in pairs]), strict=True))
+    adjusted = dict(zip(pairs, holm([differences[pair][1] for pair in pairs]), strict=True))
     least = floor if floor is not None and not math.isnan(floor) else -math.inf
 
     def tied(pair: tuple[str, str]) -> bool:
@@ -158,14 +159,3 @@ def _p_value(value: float, error: float, groups: int) -> float:
     if error == 0:
         return 1.0 if value == 0 else 0.0
     return float(2 * special.stdtr(groups - 1, -abs(value) / error))
-
-
-def _holm(p: list[float]) -> list[float]:
-    """Holm-adjusted p-values; NaN stays NaN and counts as a comparison."""
-    out = [math.nan] * len(p)
-    running = 0.0
-    known = sorted((i for i in range(len(p)) if not math.isnan(p[i])), key=lambda i: p[i])
-    for step, i in enumerate(known):
-        running = max(running, min(1.0, p[i] * (len(p) - step)))
-        out[i] = running
-    return out

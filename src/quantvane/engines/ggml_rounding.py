@@ -43,7 +43,8 @@ def _q8_0(x: Array) -> Array:
     high = np.abs(blocks).max(axis=1, keepdims=True)
     inverse = np.divide(np.float32(127), high, out=np.zeros_like(high), where=high != 0)
     scale = _f16(high / np.float32(127))
-    return (np.rint(blocks * inverse) * scale).reshape(x.shape)
+    out: Array = (np.rint(blocks * inverse) * scale).reshape(x.shape)
+    return out
 
 
 def _q8_k(x: Array) -> Array:

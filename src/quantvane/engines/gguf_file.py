@@ -7,9 +7,9 @@ import os
 import struct
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 from quantvane.engines.base import Weights
+from quantvane.engines.gguf_table import read_table
 from quantvane.errors import ModelFileError
 
 __all__ = ["check_gguf", "gguf_shards", "read_weights", "sha256_file"]
@@ -77,7 +77,7 @@ def read_weights(path: str | os.PathLike[str]) -> Weights:
     Raises:
         ModelFileError: the table cannot be read or reaches beyond the end of the file.
     """
-    from gguf import GGUFReader  # slow to import, and only needed here
+    from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
     elements: Counter[str] = Counter()
     tensor_bytes = file_bytes = 0
@@ -85,25 +85,28 @@ def read_weights(path: str | os.PathLike[str]) -> Weights:
         check_gguf(shard)
         size = shard.stat().st_size
         try:
-            reader = GGUFReader(str(shard))
-            table: list[Any] = list(reader.tensors)
-        except Exception as problem:  # the library raises whatever numpy made of the damage
+            table = read_table(shard)
+            kinds = [GGMLQuantizationType(tensor.type_id) for tensor in table.tensors]
+        except (OSError, ValueError) as problem:
             raise ModelFileError(
                 f"'{shard}' is damaged",
-                expected="a complete GGUF tensor table and its data",
-                got=f"{type(problem).__name__}: {problem}",
+                expected="a complete GGUF tensor table",
+                got=str(problem),
                 remedy="fetch or convert the file again",
             ) from None
-        for tensor in table:
-            if int(tensor.data_offset) + int(tensor.n_bytes) > size:
+        for tensor, kind in zip(table.tensors, kinds, strict=True):
+            block, block_bytes = GGML_QUANT_SIZES[kind]
+            held = tensor.elements // block * block_bytes
+            end = table.data_start + tensor.offset + held
+            if end > size:
                 raise ModelFileError(
                     f"'{shard}' is truncated",
-                    expected=f"at least {int(tensor.data_offset) + int(tensor.n_bytes)} bytes",
+                    expected=f"at least {end} bytes",
                     got=f"{size} bytes",
                     remedy="fetch or convert the file again",
                 )
-            elements[tensor.tensor_type.name] += int(tensor.n_elements)
-            tensor_bytes += int(tensor.n_bytes)
+            elements[kind.name] += tensor.elements
+            tensor_bytes += held
         file_bytes += size
     total = sum(elements.values())
     return Weights(

@@ -21,7 +21,7 @@ from quantvane.engines.settings import Setting, boolean, choice, integer, read_s
 from quantvane.errors import CapabilityError, EngineError, ModelFileError
 from quantvane.types import Window
 
-__all__ = ["SETTINGS", "LlamaCpp", "build_string", "open_llamacpp"]
+__all__ = ["SETTINGS", "LlamaCpp", "build_string", "open_llamacpp", "resolve_settings"]
 
 _CACHE_TYPES = {
     "f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "q8_0": 8, "iq4_nl": 20, "bf16": 30,
@@ -326,6 +326,18 @@ def sha256_lines(lines: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
+def resolve_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Every setting in force for what a spec gives; see `SETTINGS`.
+
+    Raises:
+        SpecError: an unknown setting or a value that cannot be.
+    """
+    values = read_settings("llamacpp", SETTINGS, settings)
+    if "flash_attn" not in settings and values["cache_type_k"] == values["cache_type_v"] == "f32":
+        values["flash_attn"] = "off"
+    return values
+
+
 def open_llamacpp(path: str, settings: Mapping[str, Any], context: int = 512) -> LlamaCpp:
     """Load a GGUF model.
 
@@ -337,9 +349,7 @@ def open_llamacpp(path: str, settings: Mapping[str, Any], context: int = 512) ->
     Raises:
         ModelFileError: missing or damaged file. SpecError: an unknown setting.
     """
-    values = read_settings("llamacpp", SETTINGS, settings)
-    if "flash_attn" not in settings and values["cache_type_k"] == values["cache_type_v"] == "f32":
-        values["flash_attn"] = "off"
+    values = resolve_settings(settings)
     for shard in gguf_shards(Path(path)):
         check_gguf(shard)
     weights = read_weights(path)  # a truncated file is refused here, before the library maps it

@@ -1,4 +1,4 @@
-"""The compact table of the terminal, at most 100 columns wide; on a narrower one some columns are left out. Pure: returns a Rich table, prints nothing."""
+"""The compact table of the terminal, at most 100 columns wide; narrower ones leave columns out. Pure."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from quantvane.displacement.aggregate import aggregate
 from quantvane.displacement.ranking import compare_candidates
-from quantvane.errors import OutputError
+from quantvane.errors import OutputError, ProtocolMismatchError
 from quantvane.report import build_report
 from quantvane.run.measure import journal_path
 from quantvane.run.peer_taps import peer_record, write_peer_tables
@@ -105,8 +105,24 @@ def _aggregates(
     return out
 
 
-def floor_of(out: Path, manifest: dict[str, Any]) -> dict[str, Any]:
-    """The noise floor: the one recorded with the reference, or that of this run's own table."""
+def _recorded_floor(path: Path, manifest: dict[str, Any]) -> dict[str, Any]:
+    """The floor of a ``noise`` run, if it was this reference's."""
+    held = read_json(path / "noise.json" if path.is_dir() else path)
+    floor, measured = held.get("floor", {}), held.get("reference", {}).get("fingerprint")
+    if measured != manifest["reference"]["fingerprint"]:
+        raise ProtocolMismatchError(
+            f"the noise floor in '{path}' is not this reference's",
+            expected=f"fingerprint {manifest['reference']['fingerprint'][:16]}",
+            got=f"fingerprint {str(measured)[:16]}",
+            remedy="measure it with: quantvane noise REF --text FILE",
+        )
+    return {"kld_mean": floor["kld_mean"], "how": f"{floor['how']}; from {path}"}
+
+
+def floor_of(out: Path, manifest: dict[str, Any], noise: str | None = None) -> dict[str, Any]:
+    """The noise floor: that of a ``noise`` run, the one recorded with the reference, or this run's own table's."""
+    if noise is not None:
+        return _recorded_floor(Path(noise), manifest)
     if manifest.get("noise_floor") is not None:
         return dict(manifest["noise_floor"])
     path = token_path(out, FLOOR)
@@ -146,7 +162,7 @@ def summarize(out: Path) -> dict[str, Any]:
     spec = CompareSpec.from_dict(manifest["spec"])
     options = {"seed": spec.seed, "resamples": spec.resamples}
     documents = sum(c["documents"] for c in manifest["corpora"])
-    floor = floor_of(out, manifest)
+    floor = floor_of(out, manifest, spec.noise)
     candidates: list[dict[str, Any]] = []
     klds: dict[str, Any] = {}
     reference_ppl: dict[str, Any] = {}

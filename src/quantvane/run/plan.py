@@ -24,6 +24,7 @@ class CompareSpec:
         template: path of a chat template that replaces the model's own, or None.
         backend: kernel that computes displacement. top_k: k of ``topk_overlap``.
         floor_windows: windows of each run spent on the standing noise floor; 0 for none.
+        noise: path of a ``noise`` run whose floor is used instead, or None.
         seed: seeds the resampling. resamples: number of bootstrap resamples.
         peer_statistics: also compute what llama.cpp's ``--kl-divergence`` prints; needs its base file.
     """
@@ -40,6 +41,7 @@ class CompareSpec:
     backend: str = "numba"
     top_k: int = 10
     floor_windows: int = 4
+    noise: str | None = None
     seed: int = 0
     resamples: int = 2000
     peer_statistics: bool = False
@@ -163,6 +165,7 @@ def plan_jobs(spec: CompareSpec, memory: int) -> list[Job]:
         groups[-1].append(index)
         held += size
     jobs = [Job(f"group{number}", tuple(group)) for number, group in enumerate(groups)]
-    if spec.floor_windows and spec.reference.engine not in RECORDED:  # those bring their own
+    own_floor = spec.reference.engine in RECORDED or spec.noise is not None
+    if spec.floor_windows and not own_floor:
         jobs.append(Job("floor", ()))
     return jobs
