@@ -15,11 +15,13 @@ if TYPE_CHECKING:
     from quantvane.run.compare import Comparison, compare
     from quantvane.run.flips import FlipsResult, flips
     from quantvane.run.noise import Noise, noise
+    from quantvane.run.record import Recording, record
 
 __all__ = [
     "Comparison",
     "FlipsResult",
     "Noise",
+    "Recording",
     "__version__",
     "compare",
     "direction",
@@ -28,6 +30,7 @@ __all__ = [
     "fisher",
     "flips",
     "noise",
+    "record",
 ]
 
 __version__ = "0.1.0"
@@ -37,9 +40,11 @@ _NAMES = {
     "Comparison": "quantvane.run.compare",
     "FlipsResult": "quantvane.run.flips",
     "Noise": "quantvane.run.noise",
+    "Recording": "quantvane.run.record",
     "compare": "quantvane.run.compare",
     "flips": "quantvane.run.flips",
     "noise": "quantvane.run.noise",
+    "record": "quantvane.run.record",
 }
 
 

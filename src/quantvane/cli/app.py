@@ -20,6 +20,7 @@ COMMANDS = {
     "flips": "flips",
     "noise": "noise",
     "quantize": "quantize",
+    "record": "record",
     "report": "report",
 }
 

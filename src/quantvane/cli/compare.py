@@ -14,12 +14,14 @@ __all__ = ["command"]
 @click.command("compare")
 @click.argument("reference", metavar="REF")
 @click.argument("candidates", metavar="CAND…", nargs=-1)
-@click.option("--text", "texts", multiple=True, required=True, type=click.Path(), help="A corpus; may be repeated.")
-@click.option("--ctx", "context", default=512, show_default=True, help="Window length in tokens.")
+@click.option("--text", "texts", multiple=True, type=click.Path(),
+              help="A corpus; may be repeated. Not needed where REF is recorded.")  # fmt: skip
+@click.option("--ctx", "context", type=int, default=None, help="Window length in tokens; 512, or as recorded.")
 @click.option("--chunks", type=int, default=None, help="Most windows from each corpus; all by default.")
 @click.option("--quantize", "types", metavar="TYPES", help="Make these of REF first, for example Q8_0,Q4_K_M.")
 @click.option("--imatrix", type=click.Path(), help="Importance matrix for --quantize.")
-@click.option("--protocol", type=click.Choice(PROTOCOLS), default="llama-perplexity", show_default=True)
+@click.option("--protocol", type=click.Choice(PROTOCOLS), default=None,
+              help="llama-perplexity, or as recorded.")  # fmt: skip
 @click.option("--stride", type=int, default=None, help="Tokens between windows (sliding); half of --ctx by default.")
 @click.option("--chat-template", "template", type=click.Path(), help="Jinja template in place of the model's own.")
 @click.option("--backend", default="numba", show_default=True, help="Kernel: numpy, numba or triton.")
@@ -28,6 +30,7 @@ __all__ = ["command"]
 @click.option("--noise", type=click.Path(), help="Use the floor of this `quantvane noise` run instead.")
 @click.option("--seed", default=0, show_default=True, help="Seed of the resampling.")
 @click.option("--resamples", default=2000, show_default=True, help="Bootstrap resamples.")
+@click.option("--peer-statistics", is_flag=True, help="With a .kld REF: also what llama.cpp's tool prints.")
 @settings_option
 @out_option
 @json_option
@@ -42,12 +45,15 @@ def command(
 ) -> None:
     """Measure how far each CAND lies from REF, token by token.
 
+    REF may also be a trace made by record, or llama.cpp's own base file (.kld): no model is run for it.
+
     Models are PATH_OR_URL[@ENGINE][?setting=value&…]: a GGUF file, or a Hugging Face directory (@hf). The same
     weights under other settings are another candidate.
 
     \b
     quantvane compare m-f16.gguf m-Q4_K_M.gguf --text wiki.txt
     quantvane compare m-f16.gguf --quantize Q8_0,Q4_K_M,Q2_K --text wiki.txt --chunks 80
+    quantvane compare base.kld m-Q4_K_M.gguf --peer-statistics
     quantvane compare m-f16.gguf 'm-f16.gguf?cache_type_k=q8_0' --text wiki.txt
     """
     from quantvane.run.compare import compare  # here, so that --help loads no numerics

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from quantvane.engines.base import EngineInfo, Vocabulary, Weights
+from quantvane.engines.output_head import OutputHead
 from quantvane.engines.settings import Setting, integer, number, read_settings
 from quantvane.errors import EngineError
 from quantvane.types import Window
@@ -32,6 +33,7 @@ SETTINGS: dict[str, Setting] = {
     "nan_at": Setting(-1, integer(-1), "window whose first row is NaN"),
     "crash_at": Setting(-1, integer(-1), "window at which the process aborts"),
     "sleep": Setting(0.0, number(0, 10), "seconds to wait for each window"),
+    "hidden": Setting(0, integer(0, 4096), "width of the hidden states behind the logits; 0 for none"),
     "bits": Setting(16, integer(1, 64), "bits per weight to report"),
 }
 _BOS = 256
@@ -44,6 +46,12 @@ class FakeEngine:
         self._settings = settings
         v = settings["vocab"]
         self._base = np.random.default_rng(settings["seed"]).normal(size=(997, v)) * 2.0
+        self._states: npt.NDArray[np.float16] | None = None
+        if settings["hidden"]:
+            made = np.random.default_rng(settings["seed"] + 1)
+            self._states = made.normal(size=(997, settings["hidden"])).astype(np.float16)
+            self._weight = made.normal(size=(v, settings["hidden"])).astype(np.float16).astype(np.float32)
+            self._base = (self._states.astype(np.float32) @ self._weight.T).astype(np.float64)
         own = int.from_bytes(hashlib.sha256(path.encode()).digest()[:4], "big")
         self._shift = np.random.default_rng(own).normal(size=(997, v))
         pieces = tuple(chr(0x100 + i) for i in range(256)) + ("<s>", "</s>") + (None,) * (v - 258)
@@ -57,7 +65,7 @@ class FakeEngine:
             settings=dict(settings),
             fingerprint=hashlib.sha256(repr((path, sorted(settings.items()))).encode()).hexdigest(),
             architecture="fake",
-            capabilities=frozenset({"logits"}),
+            capabilities=frozenset({"logits", "hidden"} if settings["hidden"] else {"logits"}),
             weights=Weights(
                 parameters * settings["bits"] // 8,
                 parameters * settings["bits"] // 8,
@@ -77,6 +85,26 @@ class FakeEngine:
     def logits(self, windows: Sequence[Window]) -> Iterator[npt.NDArray[np.float32]]:
         """See `Engine.logits`."""
         given = self._settings
+        for window, part in self._blocks(windows):
+            block = self._base[part] + (given["noise"] + given["jitter"]) * self._shift[part]
+            if window.index == given["nan_at"]:
+                block[0, 0] = np.nan
+            yield block.astype(np.float32)
+
+    def hidden(self, windows: Sequence[Window]) -> Iterator[npt.NDArray[np.float32]]:
+        """States whose product with the head gives the logits of an engine without noise."""
+        if self._states is None:
+            raise EngineError("this engine has no hidden states")
+        for _, part in self._blocks(windows):
+            yield self._states[part].astype(np.float32)
+
+    def output_heads(self) -> list[OutputHead]:
+        """The head, with the rounding of half precision, which its states have."""
+        return [] if self._states is None else [OutputHead(self._weight, rounding="f16", tensor_type="F16")]
+
+    def _blocks(self, windows: Sequence[Window]) -> Iterator[tuple[Window, npt.NDArray[np.int64]]]:
+        """(window, state numbers of some of its scored positions)."""
+        given = self._settings
         for window in windows:
             if window.index == given["crash_at"]:
                 os.kill(os.getpid(), signal.SIGABRT)
@@ -88,11 +116,7 @@ class FakeEngine:
             before = np.concatenate([[0], tokens[:-1]])
             state = ((tokens * 31 + before * 17) % 997)[window.scored]
             for start in range(0, len(state), given["rows"]):
-                part = state[start : start + given["rows"]]
-                block = self._base[part] + (given["noise"] + given["jitter"]) * self._shift[part]
-                if window.index == given["nan_at"] and start == 0:
-                    block[0, 0] = np.nan
-                yield block.astype(np.float32)
+                yield window, state[start : start + given["rows"]]
 
     def close(self) -> None:
         """Nothing to release."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ import numpy.typing as npt
 
 from quantvane.engines.base import EngineInfo, Vocabulary, Weights
 from quantvane.engines.gguf_file import check_gguf, gguf_shards, read_weights, sha256_file
+from quantvane.engines.gguf_head import read_gguf_head
 from quantvane.engines.llamacpp_batch import Batch, group_windows
+from quantvane.engines.output_head import OutputHead
 from quantvane.engines.settings import Setting, boolean, choice, integer, read_settings
 from quantvane.errors import CapabilityError, EngineError, ModelFileError
 from quantvane.types import Window
@@ -108,6 +111,7 @@ class LlamaCpp:
         self._path, self._settings, self._context = path, settings, context
         self._model: Any = None
         self._ctx: Any = None
+        self._hidden_ctx: Any = None
         self._load()
         self._vocab = self._lib.llama_model_get_vocab(self._model)
         self._n_vocab = int(self._lib.llama_vocab_n_tokens(self._vocab))
@@ -130,7 +134,7 @@ class LlamaCpp:
                 remedy="check the file, or update llama-cpp-python for new architectures",
             )
 
-    def _open_context(self) -> None:
+    def _open_context(self, hidden: bool = False) -> Any:
         lib, given = self._lib, self._settings
         self._sequences = max(1, given["n_batch"] // self._context)
         params = lib.llama_context_default_params()
@@ -143,8 +147,10 @@ class LlamaCpp:
         params.flash_attn_type = _FLASH[given["flash_attn"]]
         params.offload_kqv = given["offload_kqv"]
         params.no_perf = True
-        self._ctx = lib.llama_init_from_model(self._model, params)
-        if not self._ctx:
+        if hidden:
+            params.embeddings, params.pooling_type = True, lib.LLAMA_POOLING_TYPE_NONE
+        context = lib.llama_init_from_model(self._model, params)
+        if not context:
             raise EngineError(
                 f"llama.cpp cannot make a context for '{self._path}'",
                 expected=f"memory and support for {params.n_ctx} tokens, cache {given['cache_type_k']}/"
@@ -153,7 +159,9 @@ class LlamaCpp:
                 remedy="a smaller context or n_batch, or cache types this build supports (a quantized V cache "
                 "needs flash_attn=on)",
             )
-        self._batch = Batch(lib, int(params.n_batch))
+        if self._batch is None:
+            self._batch = Batch(lib, int(params.n_batch))
+        return context
 
     @property
     def info(self) -> EngineInfo:
@@ -223,8 +231,60 @@ class LlamaCpp:
     def logits(self, windows: Sequence[Window]) -> Iterator[npt.NDArray[np.float32]]:
         """See `Engine.logits`. A block is the output of one decode call: at most ``n_batch`` rows."""
         if self._ctx is None:
-            self._open_context()
-        assert self._batch is not None
+            self._ctx = self._open_context()
+        batch = self._batch
+        assert batch is not None
+        for group in self._groups(windows, batch):
+            self._lib.llama_memory_clear(self._lib.llama_get_memory(self._ctx), False)
+            for rows in batch.fill(group):
+                self._decode(self._ctx, batch)
+                if rows:
+                    yield _matrix(self._lib.llama_get_logits(self._ctx), rows, self._n_vocab)
+
+    def logits_and_hidden(
+        self, windows: Sequence[Window]
+    ) -> Iterator[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]:
+        """Logits (rows, V) and final hidden states after the norm (rows, d) of every scored position, in order.
+
+        Both come from one decode call. llama.cpp gives hidden states of all tokens of a call or of none, so the
+        head is computed for the unscored ones too: at most twice the head's work, and a host buffer of
+        ``n_batch`` · V · 4 bytes. Raises EngineError where decoding fails.
+        """
+        if self._hidden_ctx is None:
+            self._hidden_ctx = self._open_context(hidden=True)
+        lib, batch = self._lib, self._batch
+        assert batch is not None
+        width = int(lib.llama_model_n_embd(self._model))
+        for group in self._groups(windows, batch):
+            lib.llama_memory_clear(lib.llama_get_memory(self._hidden_ctx), False)
+            for rows in batch.fill(group):
+                scored = batch.want_all()
+                self._decode(self._hidden_ctx, batch)
+                if rows:
+                    logits = _matrix(lib.llama_get_logits(self._hidden_ctx), len(scored), self._n_vocab)
+                    states = _matrix(lib.llama_get_embeddings(self._hidden_ctx), len(scored), width)
+                    yield logits[scored], states[scored]
+
+    def hidden(self, windows: Sequence[Window]) -> Iterator[npt.NDArray[np.float32]]:
+        """See `quantvane.engines.output_head.HiddenEngine.hidden`; costs what `logits_and_hidden` costs."""
+        for _, states in self.logits_and_hidden(windows):
+            yield states
+
+    def output_heads(self) -> list[OutputHead]:
+        """The head as ggml's CPU kernels compute it, then as a kernel that rounds nothing would.
+
+        Raises:
+            CapabilityError: see `read_gguf_head`.
+        """
+        head = read_gguf_head(self._path, self._n_vocab)
+        return [head] if head.rounding == "f32" else [head, replace(head, rounding="f32")]
+
+    def head(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32] | None, float, float | None]:
+        """W (V, d) float32, bias (V,) float32 or None, scale, softcap: see `OutputHead` for the formula."""
+        head = self.output_heads()[0]
+        return head.weight, head.bias, head.scale, head.softcap
+
+    def _groups(self, windows: Sequence[Window], batch: Batch) -> Iterator[list[Window]]:
         longest = max((len(w.tokens) for w in windows), default=0)
         if longest > self._context:
             raise EngineError(
@@ -232,30 +292,31 @@ class LlamaCpp:
                 expected=f"at most {self._context} tokens",
                 got=f"{longest} tokens",
             )
-        lib = self._lib
-        memory = lib.llama_get_memory(self._ctx)
-        for group in group_windows(windows, self._batch.capacity, self._sequences):
-            lib.llama_memory_clear(memory, False)
-            for rows in self._batch.fill(group):
-                status = lib.llama_decode(self._ctx, self._batch.struct)
-                if status != 0:
-                    raise EngineError(
-                        f"llama.cpp failed to decode with '{self._path}'",
-                        expected="status 0",
-                        got=f"status {status}: {self._logged.tail()}",
-                        remedy="a smaller n_batch or context; check free memory",
-                    )
-                if rows:
-                    pointer = ctypes.cast(lib.llama_get_logits(self._ctx), ctypes.POINTER(ctypes.c_float))
-                    yield np.ctypeslib.as_array(pointer, (rows, self._n_vocab))
+        return group_windows(windows, batch.capacity, self._sequences)
+
+    def _decode(self, context: Any, batch: Batch) -> None:
+        status = self._lib.llama_decode(context, batch.struct)
+        if status != 0:
+            raise EngineError(
+                f"llama.cpp failed to decode with '{self._path}'",
+                expected="status 0",
+                got=f"status {status}: {self._logged.tail()}",
+                remedy="a smaller n_batch or context; check free memory",
+            )
 
     def close(self) -> None:
-        if self._ctx is not None:
-            self._lib.llama_free(self._ctx)
-            self._ctx = None
+        for context in (self._ctx, self._hidden_ctx):
+            if context is not None:
+                self._lib.llama_free(context)
+        self._ctx = self._hidden_ctx = None
         if self._model is not None:
             self._lib.llama_model_free(self._model)
             self._model = None
+
+
+def _matrix(pointer: Any, rows: int, columns: int) -> npt.NDArray[np.float32]:
+    """A view of llama.cpp's own buffer, valid until the next decode call."""
+    return np.ctypeslib.as_array(ctypes.cast(pointer, ctypes.POINTER(ctypes.c_float)), (rows, columns))
 
 
 def sha256_lines(lines: Sequence[str]) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from quantvane.types import Window
 
@@ -74,6 +75,13 @@ class Batch:
             rows += int(np.count_nonzero(window.scored))
         self.struct.n_tokens = at
         yield rows
+
+    def want_all(self) -> npt.NDArray[np.bool_]:
+        """Ask for an output at every token of the call just filled in; returns where one was asked for before."""
+        count = self.struct.n_tokens
+        wanted: npt.NDArray[np.bool_] = self._wanted[:count] != 0
+        self._wanted[:count] = 1
+        return wanted
 
     def _put(self, at: int, window: Window, piece: slice, sequence: int) -> None:
         to = slice(at, at + piece.stop - piece.start)

@@ -10,8 +10,9 @@ from quantvane.engines.base import Engine
 from quantvane.engines.gguf_file import check_gguf, gguf_shards
 from quantvane.errors import ModelFileError, SpecError
 from quantvane.spec import ModelSpec
+from quantvane.store.trace import is_trace, read_manifest
 
-__all__ = ["ENGINES", "check_model", "engine_name", "floor_variation", "open_engine"]
+__all__ = ["ENGINES", "RECORDED", "check_model", "engine_name", "floor_variation", "open_engine"]
 
 
 def _llamacpp(path: str, settings: Mapping[str, Any], context: int) -> Engine:
@@ -26,6 +27,18 @@ def _hf(path: str, settings: Mapping[str, Any], context: int) -> Engine:
     return open_hf(path, settings)
 
 
+def _trace(path: str, settings: Mapping[str, Any], context: int) -> Engine:
+    from quantvane.engines.trace import open_trace
+
+    return open_trace(path, settings)
+
+
+def _kld(path: str, settings: Mapping[str, Any], context: int) -> Engine:
+    from quantvane.engines.kld_base import open_kld
+
+    return open_kld(path, settings, lambda spec: open_engine(ModelSpec.parse(spec), context))
+
+
 def _fake(path: str, settings: Mapping[str, Any], context: int) -> Engine:
     from quantvane.engines.fake import open_fake
 
@@ -36,7 +49,11 @@ ENGINES: dict[str, Callable[[str, Mapping[str, Any], int], Engine]] = {
     "llamacpp": _llamacpp,
     "hf": _hf,
     "fake": _fake,
+    "kld": _kld,
+    "trace": _trace,
 }
+RECORDED = frozenset({"kld", "trace"})
+"""Engines that replay a recorded reference instead of computing."""
 
 
 def engine_name(spec: ModelSpec) -> str:
@@ -58,7 +75,9 @@ def engine_name(spec: ModelSpec) -> str:
     if path.suffix.lower() == ".gguf":
         return "llamacpp"
     if path.is_dir():
-        return "hf"
+        return "trace" if is_trace(path) else "hf"
+    if _is_base_file(path):
+        return "kld"
     if not path.exists():
         raise ModelFileError(
             f"no model at '{spec.path}'",
@@ -74,14 +93,27 @@ def engine_name(spec: ModelSpec) -> str:
     )
 
 
+def _is_base_file(path: Path) -> bool:
+    """A name that llama.cpp's users give such files, or the file's own first bytes."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return path.suffix.lower() in (".kld", ".dat") or file.read(8) == b"_logits_"
+
+
 def check_model(spec: ModelSpec) -> None:
     """Refuse a model that is plainly not there, before anything is loaded or written.
 
     Raises:
         SpecError: no such engine. ModelFileError: nothing there, or nothing of the kind the engine reads.
+        TraceError: a recorded reference that is damaged or unfinished.
     """
     name = engine_name(spec)
-    if name == "llamacpp":
+    if name == "kld":
+        from quantvane.store.kld_file import KldFile  # it brings numba
+
+        KldFile.open(spec.path).close()
+    elif name == "llamacpp":
         for shard in gguf_shards(spec.path):
             check_gguf(shard)
     elif name == "hf" and not (Path(spec.path) / "config.json").is_file():
@@ -91,6 +123,8 @@ def check_model(spec: ModelSpec) -> None:
             got="no config.json" if Path(spec.path).is_dir() else "no directory",
             remedy="check the path; models are read from disk only",
         )
+    elif name == "trace":
+        read_manifest(spec.path)
 
 
 def open_engine(spec: ModelSpec, context: int) -> Engine:

@@ -12,13 +12,14 @@ from typing import Any
 
 import psutil
 
-from quantvane.engines.registry import check_model, engine_name
+from quantvane.engines.registry import RECORDED, check_model, engine_name
 from quantvane.errors import CapabilityError, OutputError, QuantvaneError, SpecError
 from quantvane.run.cohort import make_cohort
 from quantvane.run.finish import finish, summarize, token_path
 from quantvane.run.local import run_worker
 from quantvane.run.measure import journal_path
 from quantvane.run.plan import CompareSpec, Job, candidate_names, plan_jobs
+from quantvane.run.recorded import PROTOCOL_OPTIONS, adopt
 from quantvane.spec import ModelSpec, canonical_hash
 from quantvane.store.atomic import make_directory, read_json, to_json, write_json
 from quantvane.store.journal import read_journal
@@ -158,8 +159,8 @@ def compare(
     ref: str,
     candidates: Sequence[str] = (),
     *,
-    text: Sequence[str] | str,
-    context: int = 512,
+    text: Sequence[str] | str = (),
+    context: int | None = None,
     chunks: int | None = None,
     out: str | Path | None = None,
     quantize: Sequence[str] = (),
@@ -172,14 +173,16 @@ def compare(
 
     Args:
         ref, candidates: model specs, ``PATH_OR_URL[@ENGINE][?setting=value&…]``.
-        text: one path or several; several are several corpora, kept apart and pooled.
-        context: window length in tokens. chunks: most windows from each corpus.
+        text: one path or several; several are several corpora, kept apart and pooled. None where the reference is
+            a trace or llama.cpp's base file, which hold their windows.
+        context: window length in tokens; 512, or what the reference was recorded with.
+        chunks: most windows from each corpus.
         out: run directory; by default one under ``quantvane-runs`` named by what is asked.
         quantize: types to make of the reference first, kept in ``OUT/cohort``.
         imatrix: importance matrix for ``quantize``.
         settings: engine settings for every model that does not set them itself.
         options: further fields of `quantvane.run.plan.CompareSpec` (protocol, stride, template, backend, top_k,
-            floor_windows, seed, resamples).
+            floor_windows, seed, resamples, peer_statistics).
 
     Returns:
         a `Comparison`: ``.summary``, ``.to_arrow()``, ``.to_pandas()``, ``.to_json()``.
@@ -188,7 +191,10 @@ def compare(
         QuantvaneError: see `quantvane.errors`.
     """
     texts = (text,) if isinstance(text, str) else tuple(text)
-    reference = ModelSpec.parse(str(ref)).with_defaults(settings or {})
+    reference = ModelSpec.parse(str(ref))
+    recorded = engine_name(reference) in RECORDED
+    if not recorded:
+        reference = reference.with_defaults(settings or {})
     given = [ModelSpec.parse(str(c)).with_defaults(settings or {}) for c in candidates]
     where = Path(out) if out is not None else default_out(
         reference, [reference.text, [c.text for c in given], list(quantize), imatrix, texts, context, chunks,
@@ -204,13 +210,17 @@ def compare(
             )
         cohort = make_cohort(reference.path, quantize, where / "cohort", imatrix, on_event)
         given += [ModelSpec(record["path"]).with_defaults(dict(reference.settings)) for record in cohort]
+    asked = {"context": context, "chunks": chunks, **options}
+    if recorded:
+        name = engine_name(reference)
+        reference, adopted = adopt(name, reference, given, texts, asked)
+        asked = {**{k: v for k, v in asked.items() if k not in PROTOCOL_OPTIONS}, **adopted}
+    asked = {"context": 512, **{k: v for k, v in asked.items() if v is not None}}
     spec = CompareSpec(
         reference=reference,
         candidates=tuple(given),
         names=candidate_names(reference, given),
         texts=texts,
-        context=context,
-        chunks=chunks,
-        **{"stride": context // 2, **{k: v for k, v in options.items() if v is not None}},
+        **{"stride": asked["context"] // 2, **asked},
     )
     return run_compare(spec, where, on_event)

@@ -14,6 +14,7 @@ from quantvane.displacement.ranking import compare_candidates
 from quantvane.errors import OutputError, ProtocolMismatchError
 from quantvane.report import build_report
 from quantvane.run.measure import journal_path
+from quantvane.run.peer_taps import peer_record, write_peer_tables
 from quantvane.run.plan import CompareSpec, Job
 from quantvane.spec import slug
 from quantvane.store.atomic import read_json, write_bytes, write_json
@@ -21,9 +22,9 @@ from quantvane.store.journal import read_journal
 from quantvane.store.tokens import columns_of, write_tokens
 from quantvane.types import TOKEN_FIELDS
 
-__all__ = ["finish", "summarize", "token_path", "write_report"]
+__all__ = ["FLOOR", "finish", "floor_of", "merge", "summarize", "token_path", "write_report"]
 
-_FLOOR = "noise-floor"
+FLOOR = "noise-floor"
 
 
 def token_path(out: Path, name: str) -> Path:
@@ -38,21 +39,23 @@ def _batches(out: Path, jobs: Sequence[Job], position: int, models: int) -> Iter
             yield from frame[position::models]
 
 
-def _merge(out: Path, spec: CompareSpec, jobs: Sequence[Job]) -> None:
+def merge(out: Path, spec: CompareSpec, jobs: Sequence[Job]) -> None:
     groups: dict[tuple[int, ...], list[Job]] = {}
     for job in jobs:
         groups.setdefault(job.candidates, []).append(job)
     for candidates, shards in groups.items():
-        names = [spec.names[i] for i in candidates] or [_FLOOR]
+        names = [spec.names[i] for i in candidates] or [FLOOR]
         for position, name in enumerate(names):
             write_tokens(token_path(out, name), _batches(out, shards, position, len(names)))
+        if spec.peer_statistics and candidates:
+            write_peer_tables(out, names, [journal_path(out, job) for job in sorted(shards, key=lambda j: j.shard)])
 
 
 def finish(out: Path, spec: CompareSpec, jobs: Sequence[Job]) -> dict[str, Any]:
     """Merge the journals into token tables, write the summary and the report, and mark the run complete."""
     manifest = read_json(out / "manifest.json")
     if manifest["state"] == "measuring":
-        _merge(out, spec, jobs)
+        merge(out, spec, jobs)
         manifest["state"] = "complete"
         write_json(out / "manifest.json", manifest)
         shutil.rmtree(out / "journal", ignore_errors=True)
@@ -116,10 +119,13 @@ def _recorded_floor(path: Path, manifest: dict[str, Any]) -> dict[str, Any]:
     return {"kld_mean": floor["kld_mean"], "how": f"{floor['how']}; from {path}"}
 
 
-def _floor(out: Path, manifest: dict[str, Any], spec: CompareSpec) -> dict[str, Any]:
-    if spec.noise is not None:
-        return _recorded_floor(Path(spec.noise), manifest)
-    path = token_path(out, _FLOOR)
+def floor_of(out: Path, manifest: dict[str, Any], noise: str | None = None) -> dict[str, Any]:
+    """The noise floor: that of a ``noise`` run, the one recorded with the reference, or this run's own table's."""
+    if noise is not None:
+        return _recorded_floor(Path(noise), manifest)
+    if manifest.get("noise_floor") is not None:
+        return dict(manifest["noise_floor"])
+    path = token_path(out, FLOOR)
     if not path.exists():
         return {"kld_mean": None, "reason": "not measured (--floor-windows 0)"}
     columns = columns_of(path, ["window", "kld", "same_top1"])
@@ -156,7 +162,7 @@ def summarize(out: Path) -> dict[str, Any]:
     spec = CompareSpec.from_dict(manifest["spec"])
     options = {"seed": spec.seed, "resamples": spec.resamples}
     documents = sum(c["documents"] for c in manifest["corpora"])
-    floor = _floor(out, manifest, spec)
+    floor = floor_of(out, manifest, spec.noise)
     candidates: list[dict[str, Any]] = []
     klds: dict[str, Any] = {}
     reference_ppl: dict[str, Any] = {}
@@ -167,6 +173,8 @@ def summarize(out: Path) -> dict[str, Any]:
         measured = _aggregates(columns, clusters, manifest, options)
         reference_ppl = measured.pop("ppl_ref")
         candidates.append({**_identity(manifest["candidates"][name]), **measured})
+        if spec.peer_statistics:
+            candidates[-1]["peer"] = peer_record(out, name)
         klds[name] = columns["kld"]
     ranks = compare_candidates(klds, clusters, floor["kld_mean"], **options)
     by_name = {rank.name: rank for rank in ranks}

@@ -13,7 +13,7 @@ from quantvane.errors import DataError, EngineError
 from quantvane.store.tokens import token_batch
 from quantvane.types import TOKEN_FIELDS, TokenMetrics, Window
 
-__all__ = ["Measure", "measure_unit", "units"]
+__all__ = ["Measure", "Rows", "measure_unit", "units"]
 
 Logits = npt.NDArray[np.float32]
 Measure = Callable[[Logits, Logits, npt.NDArray[np.int32]], TokenMetrics]
@@ -38,7 +38,7 @@ def units(windows: Sequence[Window], tokens: int = UNIT_TOKENS) -> list[list[Win
     return out
 
 
-class _Rows:
+class Rows:
     """Rows of an engine's blocks, taken a few at a time."""
 
     def __init__(self, blocks: Iterator[Logits], name: str) -> None:
@@ -77,8 +77,8 @@ def measure_unit(
     """
     targets = np.concatenate([w.targets[w.scored] for w in unit]).astype(np.int32)
     ends = np.cumsum([np.count_nonzero(w.scored) for w in unit])
-    ref_rows = _Rows(reference.logits(unit), "the reference")
-    readers = [_Rows(engine.logits(unit), name) for name, engine in candidates]
+    ref_rows = Rows(reference.logits(unit), "the reference")
+    readers = [Rows(engine.logits(unit), name) for name, engine in candidates]
     kept: list[dict[str, list[Any]]] = [{f: [] for f in TOKEN_FIELDS} for _ in candidates]
     done, total = 0, len(targets)
     while done < total:

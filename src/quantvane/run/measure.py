@@ -13,6 +13,7 @@ from quantvane.engines.base import Engine, EngineInfo, require
 from quantvane.engines.registry import floor_variation, open_engine
 from quantvane.errors import OutputError
 from quantvane.run.lockstep import Measure, measure_unit, units
+from quantvane.run.peer_taps import PeerTaps
 from quantvane.run.plan import CompareSpec, Job
 from quantvane.run.prepare import Prepared, check_vocabulary, prepare
 from quantvane.spec import ModelSpec
@@ -20,7 +21,8 @@ from quantvane.store.atomic import make_directory, read_json, write_json
 from quantvane.store.journal import Journal
 from quantvane.store.manifest import package_versions
 
-__all__ = ["Emit", "journal_path", "measure"]
+__all__ = ["Emit", "agree", "do_job", "info_record", "journal_path", "kernel_of", "measure",
+           "opened", "processor"]  # fmt: skip
 
 Emit = Callable[[dict[str, Any]], None]
 
@@ -30,7 +32,7 @@ def journal_path(out: Path, job: Job) -> Path:
     return out / "journal" / f"{job.id}-{job.shard[0]}of{job.shard[1]}.journal"
 
 
-def _info_record(name: str, spec: ModelSpec, info: EngineInfo) -> dict[str, Any]:
+def info_record(name: str, spec: ModelSpec, info: EngineInfo) -> dict[str, Any]:
     return {
         "name": name,
         "spec": spec.text,
@@ -48,7 +50,7 @@ def _info_record(name: str, spec: ModelSpec, info: EngineInfo) -> dict[str, Any]
     }
 
 
-def _kernel(spec: CompareSpec) -> Measure:
+def kernel_of(spec: CompareSpec) -> Measure:
     from quantvane.displacement import token_metrics
 
     def run(ref: Any, cand: Any, tokens: Any) -> Any:
@@ -58,7 +60,7 @@ def _kernel(spec: CompareSpec) -> Measure:
 
 
 @contextmanager
-def _opened(emit: Emit, name: str, spec: ModelSpec, context: int) -> Iterator[Engine]:
+def opened(emit: Emit, name: str, spec: ModelSpec, context: int) -> Iterator[Engine]:
     emit({"event": "loading", "model": name})
     engine = open_engine(spec, context)
     try:
@@ -75,16 +77,16 @@ def measure(spec: CompareSpec, jobs: Sequence[Job], out: Path, emit: Emit) -> No
         QuantvaneError: the first thing that went wrong; finished units stay in the journals.
     """
     make_directory(out)
-    with _opened(emit, "reference", spec.reference, spec.context) as reference:
+    with opened(emit, "reference", spec.reference, spec.context) as reference:
         prepared = prepare(spec, reference)
         manifest = _manifest(spec, prepared, reference)
-        _agree(out, manifest)
-        kernel = _kernel(spec)
+        agree(out, manifest)
+        kernel = kernel_of(spec)
         for job in jobs:
-            _do(job, spec, prepared, reference, kernel, out, emit)
+            do_job(job, spec, prepared, reference, kernel, out, emit)
 
 
-def _do(
+def do_job(
     job: Job, spec: CompareSpec, prepared: Prepared, reference: Engine, kernel: Measure, out: Path, emit: Emit
 ) -> None:
     if job.is_floor:
@@ -97,7 +99,7 @@ def _do(
     todo = units(share)
     index, of = job.shard
     todo = todo[len(todo) * index // of : len(todo) * (index + 1) // of]
-    with Journal(journal_path(out, job)) as journal:
+    with Journal(journal_path(out, job)) as journal, PeerTaps(journal_path(out, job), spec, job) as taps:
         if journal.frames == len(todo):
             return
         engines: list[tuple[str, Engine]] = []
@@ -105,16 +107,18 @@ def _do(
             for name, model in models:
                 emit({"event": "loading", "model": name})
                 engine = open_engine(model, spec.context)
-                engines.append((name, engine))
+                engines.append((name, taps.tap(engine, reference)))
                 require(engine, "logits", "measuring displacement")
                 check_vocabulary(reference, engine, name, prepared.samples)
-                record = _info_record(name, model, engine.info)
+                record = info_record(name, model, engine.info)
                 _add_model(out, "floor" if job.is_floor else "candidates", record)
             total = sum(len(w.tokens) for unit in todo for w in unit)
             done = sum(len(w.tokens) for unit in todo[: journal.frames] for w in unit)
             for unit in todo[journal.frames :]:
                 emit({"event": "progress", "job": job.id, "done": done, "total": total, "models": len(models) + 1})
-                journal.append(measure_unit(unit, reference, engines, kernel))
+                batches = measure_unit(unit, reference, engines, kernel)
+                taps.store(journal.frames)  # before the unit counts as done
+                journal.append(batches)
                 done += sum(len(w.tokens) for w in unit)
             emit({"event": "progress", "job": job.id, "done": done, "total": total, "models": len(models) + 1})
         finally:
@@ -132,15 +136,18 @@ def _manifest(spec: CompareSpec, prepared: Prepared, reference: Engine) -> dict[
         "protocol": prepared.protocol.to_dict(),
         "corpora": list(prepared.corpora),
         "windows": len(prepared.windows),
-        "reference": _info_record(spec.reference.stem, spec.reference, reference.info),
+        "reference": info_record(
+            getattr(reference, "name", spec.reference.stem), spec.reference, reference.info
+        ),
+        "noise_floor": getattr(reference, "noise_floor", None),
         "candidates": {},
         "floor": {},
         "versions": package_versions(),
-        "hardware": {"machine": platform.machine(), "processor": _processor(), "system": platform.system()},
+        "hardware": {"machine": platform.machine(), "processor": processor(), "system": platform.system()},
     }
 
 
-def _processor() -> str:
+def processor() -> str:
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
@@ -154,7 +161,7 @@ def _processor() -> str:
 _IDENTITY = ("spec_hash", "protocol", "reference", "versions")
 
 
-def _agree(out: Path, manifest: dict[str, Any]) -> None:
+def agree(out: Path, manifest: dict[str, Any]) -> None:
     path = out / "manifest.json"
     if not path.exists():
         write_json(path, manifest)

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from quantvane.engines.registry import RECORDED
 from quantvane.errors import SpecError
 from quantvane.spec import PROTOCOLS, ModelSpec, canonical_hash
 
@@ -25,6 +26,7 @@ class CompareSpec:
         floor_windows: windows of each run spent on the standing noise floor; 0 for none.
         noise: path of a ``noise`` run whose floor is used instead, or None.
         seed: seeds the resampling. resamples: number of bootstrap resamples.
+        peer_statistics: also compute what llama.cpp's ``--kl-divergence`` prints; needs its base file.
     """
 
     reference: ModelSpec
@@ -42,11 +44,17 @@ class CompareSpec:
     noise: str | None = None
     seed: int = 0
     resamples: int = 2000
+    peer_statistics: bool = False
 
     def __post_init__(self) -> None:
         checks: Sequence[tuple[bool, str, str, Any]] = (
             (bool(self.candidates), "there is nothing to compare", "at least one candidate", 0),
-            (bool(self.texts), "there is no text to measure on", "at least one --text FILE", 0),
+            (
+                bool(self.texts) or self.reference.engine in RECORDED,
+                "there is no text to measure on",
+                "at least one --text FILE",
+                0,
+            ),
             (self.protocol in PROTOCOLS, "unknown protocol", "one of " + ", ".join(PROTOCOLS), self.protocol),
             (8 <= self.context <= 1 << 20, "context out of range", "8 to 1048576 tokens", self.context),
             (
@@ -59,6 +67,12 @@ class CompareSpec:
             (1 <= self.top_k <= 1000, "top-k out of range", "1 to 1000", self.top_k),
             (self.floor_windows >= 0, "noise windows out of range", "0 or more", self.floor_windows),
             (self.resamples >= 100, "too few resamples", "100 or more", self.resamples),
+            (
+                not self.peer_statistics or self.reference.engine == "kld",
+                "the peer's statistics need the peer's base file",
+                "a base file of llama.cpp as REF with --peer-statistics",
+                self.reference.text,
+            ),
         )
         for right, message, expected, got in checks:
             if not right:
@@ -124,6 +138,8 @@ def candidate_names(reference: ModelSpec, candidates: Sequence[ModelSpec]) -> tu
 
 def _size(spec: ModelSpec) -> int:
     path = Path(spec.path)
+    if spec.engine == "trace":
+        return sum(2 * f.stat().st_size for f in path.glob("head.npy"))  # float32 in memory
     if path.is_dir():
         return sum(f.stat().st_size for f in path.glob("*.safetensors"))
     return path.stat().st_size if path.is_file() else 0
@@ -149,6 +165,7 @@ def plan_jobs(spec: CompareSpec, memory: int) -> list[Job]:
         groups[-1].append(index)
         held += size
     jobs = [Job(f"group{number}", tuple(group)) for number, group in enumerate(groups)]
-    if spec.floor_windows and spec.noise is None:
+    own_floor = spec.reference.engine in RECORDED or spec.noise is not None
+    if spec.floor_windows and not own_floor:
         jobs.append(Job("floor", ()))
     return jobs

@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from quantvane.corpora.text import CUTTERS, Corpus, WindowRule, read_corpus, renumber
+from quantvane.corpora.text import CUTTERS, Corpus, WindowRule, peer_windows, read_corpus, renumber
 from quantvane.engines.base import Engine
-from quantvane.errors import CorpusError, TokenizerMismatchError
+from quantvane.engines.trace import TraceEngine
+from quantvane.errors import CorpusError, ProtocolMismatchError, TokenizerMismatchError
 from quantvane.run.plan import CompareSpec
-from quantvane.spec import Protocol
+from quantvane.spec import CorpusId, Protocol
 from quantvane.types import Window
 
 __all__ = ["Prepared", "check_vocabulary", "prepare"]
@@ -87,6 +88,10 @@ def prepare(spec: CompareSpec, engine: Engine) -> Prepared:
     Raises:
         CorpusError: a text that is missing, unreadable or too short.
     """
+    if isinstance(engine, TraceEngine):
+        return Prepared(engine.protocol, engine.windows, engine.corpora, engine.samples)
+    if engine.info.engine == "kld":
+        return _prepare_base_file(spec, engine)
     corpora = [read_corpus(path) for path in spec.texts]
     template = _template(spec, engine) if spec.protocol == "chat" else None
     cut = [_cut(spec, engine, corpus, number, template) for number, corpus in enumerate(corpora)]
@@ -117,6 +122,42 @@ def prepare(spec: CompareSpec, engine: Engine) -> Prepared:
         template=hashlib.sha256(template.encode()).hexdigest() if template else "",
     )
     return Prepared(protocol, tuple(windows), rows, tuple(c.raw[:_SAMPLE] for c in corpora))
+
+
+def _prepare_base_file(spec: CompareSpec, engine: Any) -> Prepared:
+    """The windows of llama.cpp's base file, under the protocol the same text would have.
+
+    Without ``--text`` the corpus is known by its tokens only; with it the text must give the file's tokens.
+
+    Raises:
+        ProtocolMismatchError: the text does not.
+    """
+    windows: tuple[Window, ...] = engine.windows
+    corpus = CorpusId(engine.name, hashlib.sha256(engine.tokens.tobytes()).hexdigest())
+    for path in spec.texts:
+        text = read_corpus(path)
+        cut = peer_windows(engine, text, WindowRule(spec.context, spec.context, len(windows)), 0)
+        if _tokenizer_hash(engine, cut) != _tokenizer_hash(engine, windows):
+            raise ProtocolMismatchError(
+                f"'{path}' is not the text base file '{engine.name}' was made from",
+                expected=f"the file's {len(windows)} windows",
+                got=f"{len(cut)} windows" + ("" if len(cut) < len(windows) else " of other tokens"),
+                remedy="leave --text out: the base file holds its tokens",
+            )
+        corpus = text.id
+    tokens = int(sum(np.count_nonzero(w.scored) for w in windows))
+    row = {"name": corpus.name, "windows": len(windows), "documents": 1, "tokens": tokens}
+    protocol = Protocol(
+        name="llama-perplexity",
+        corpora=(corpus,),
+        tokenizer=_tokenizer_hash(engine, windows),
+        context=spec.context,
+        stride=spec.context,
+        chunks=spec.chunks,
+        bos="replace-first" if engine.vocabulary.add_bos else "none",
+        scored=_SCORED["llama-perplexity"],
+    )
+    return Prepared(protocol, windows, (row,), engine.samples)
 
 
 def check_vocabulary(reference: Engine, candidate: Engine, name: str, samples: Sequence[str]) -> None:

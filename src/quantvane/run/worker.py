@@ -20,11 +20,17 @@ __all__ = ["main", "perform"]
 
 
 def perform(request: dict[str, Any], emit: Any) -> None:
-    """Do what a request asks for: ``measure`` or ``quantize``."""
+    """Do what a request asks for: ``measure``, ``record`` or ``quantize``."""
     if request["task"] == "quantize":
         from quantvane.engines.quantize import quantize_file
 
         quantize_file(request["source"], Path(request["target"]), request["type"], request.get("imatrix"))
+        return
+    if request["task"] == "record":
+        from quantvane.run.record import RecordSpec
+        from quantvane.run.recording import record_reference
+
+        record_reference(RecordSpec.from_dict(request["spec"]), Path(request["out"]), emit)
         return
     from quantvane.run.measure import measure
     from quantvane.run.plan import CompareSpec, Job

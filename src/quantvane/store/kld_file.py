@@ -193,8 +193,9 @@ def kld_windows(tokens: npt.NDArray[np.int32], bos: int | None) -> list[Window]:
         fed = chunk.copy()
         if bos is not None:
             fed[0] = bos
-        # The last position predicts nothing in the chunk and is not scored; its target is only a filler.
-        targets = np.append(chunk[1:], chunk[-1]).astype(np.int32)
+        # The last position predicts nothing in the chunk and is not scored; the text's own first token, which
+        # BOS may have replaced, takes the place of its target, so that a window holds all of its text.
+        targets = np.append(chunk[1:], chunk[:1]).astype(np.int32)
         out.append(Window(fed, targets, scored, index, corpus=0, document=0))
     return out
 

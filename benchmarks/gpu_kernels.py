@@ -1,0 +1,342 @@
+"""Check and time the GPU displacement kernels against float64, memory bandwidth and plain PyTorch.
+
+    python benchmarks/gpu_kernels.py --out benchmarks/results [--quick]
+
+Prints one table and writes gpu_kernels.json. Claims measured here: how close one read of two logit matrices
+comes to the time memory needs to deliver them; how close head-plus-divergence comes to two bare bf16 matrix
+products.
+Times are medians over repeated launches that rotate among input sets larger than the cache.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+
+from quantvane.displacement.ops import triton_head, triton_rows
+from quantvane.displacement.ops._torch_exact import exact_rows
+
+GiB = 2.0**30
+
+
+def logits(T: int, V: int, kind: str, noise: float, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    """Rows like a language model's (a normal bulk and 40 exponential peaks) or plain normal; noisy twins."""
+    a = torch.empty((T, V), device="cuda").normal_(0.0, 2.0 if kind == "lm" else 1.0)
+    if kind == "lm":
+        where = torch.randint(0, V, (T, 40), device="cuda")
+        a.scatter_(1, where, 8.0 + torch.empty((T, 40), device="cuda").exponential_(1 / 3.0))
+    b = a + noise * torch.randn_like(a)
+    tokens = torch.multinomial(torch.softmax(a[:, : min(V, 1 << 17)], dim=1), 1).squeeze(1)
+    return a.to(dtype), b.to(dtype), tokens
+
+
+def median_ms(call: Callable[[int], object], sets: int, budget_ms: float = 120.0) -> float:
+    """Median device time of call(i), rotating i over the input sets; CUDA events around each launch."""
+    for i in range(max(3, sets)):
+        call(i % sets)
+    torch.cuda.synchronize()
+    start, end = torch.cuda.Event(True), torch.cuda.Event(True)
+    start.record()
+    call(0)
+    end.record()
+    torch.cuda.synchronize()
+    n = max(10, min(100, int(budget_ms / max(start.elapsed_time(end), 1e-3))))
+    events = [(torch.cuda.Event(True), torch.cuda.Event(True)) for _ in range(n)]
+    for i, (a, b) in enumerate(events):
+        a.record()
+        call(i % sets)
+        b.record()
+    torch.cuda.synchronize()
+    times = sorted(a.elapsed_time(b) for a, b in events)
+    return times[n // 2]
+
+
+def extra_memory(call: Callable[[], object]) -> float:
+    """Peak bytes allocated above what was held before the call."""
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    call()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def worst(out: dict[str, torch.Tensor], exact: dict[str, torch.Tensor]) -> dict[str, float]:
+    """Largest error per field: relative for λ, over max(1, |value|) for the rest (infinities must agree)."""
+    result = {}
+    for name, value in out.items():
+        x, e = value.double(), exact[name].double()
+        same = (x == e) | (torch.isnan(x) & torch.isnan(e))
+        scale = e.abs().clamp_min(1e-300 if name.startswith("lambda") else 1.0)
+        result[name] = float(torch.where(same, 0.0, (x - e).abs() / scale).max())
+    return result
+
+
+def in_blocks(
+    f: Callable[..., dict[str, torch.Tensor]], a: torch.Tensor, b: torch.Tensor, y: torch.Tensor
+) -> Any:
+    parts = [f(a[i : i + 16], b[i : i + 16], y[i : i + 16], 10) for i in range(0, len(y), 16)]
+    return {k: torch.cat([p[k] for p in parts]) for k in parts[0]}
+
+
+def check_rows() -> dict[str, Any]:
+    """Errors against float64 on fresh inputs of many shapes, and exact zeros for equal inputs."""
+    report: dict[str, Any] = {}
+    T = 48
+    for V in (2, 101, 4099, 32003, 151936):
+        for dtype in (torch.bfloat16, torch.float16, torch.float32):
+            if dtype != torch.bfloat16 and V not in (4099, 151936):
+                continue  # every new pair compiles all kernels again
+            for kind, noise in (("lm", 0.05), ("lm", 1.5), ("normal", 0.3)):
+                a, b, y = logits(T, V, kind, noise, dtype)
+                y = y.clamp_max(V - 1)
+                if V > 100:
+                    a[1, 7:9] = -torch.inf
+                    b[1, 7:9] = -torch.inf
+                    b[2, 5] = -torch.inf
+                    a[3, 3] = torch.nan
+                    a[4, 11:13] = a[4].max() + 1
+                    a[5] = 0.5
+                    a[6, 1] = 90.0
+                    b[6, 1] = 91.0
+                exact = in_blocks(exact_rows, a, b, y)
+                label = f"V={V} {str(dtype)[6:]} {kind} {noise}"
+                report[label] = {
+                    "rows_peer": worst(triton_rows.rows_peer(a, b, y), exact),
+                    "rows_peer_fast": worst(triton_rows.rows_peer(a, b, y, precise=False), exact),
+                    "rows_all": worst(triton_rows.rows_all(a, b, y), exact),
+                }
+                zero = triton_rows.rows_all(b, b, y)
+                ok = torch.isfinite(zero["nll_ref"])
+                names = ("kld", "kld_rev", "jsd", "tv", "hellinger", "fisher_rao", "delta_p")
+                report[label]["equal"] = max(float(zero[n][ok].abs().max()) for n in names)
+    return report
+
+
+def check_head() -> dict[str, Any]:
+    report = {}
+    for d, V, dtype in (
+        (2048, 32003, torch.bfloat16),
+        (512, 151936, torch.bfloat16),
+        (512, 4099, torch.float32),
+    ):
+        h, g, W, y = hidden(64, d, V, dtype)
+        out = triton_head.head_peer(h, g, triton_head.Heads(W, W), y, chunk=8192)
+        x = h.double() @ W.double().t()
+        z = g.double() @ W.double().t()
+        err = worst(out, in_blocks(exact_rows, x, z, y))
+        work = torch.empty((2, 64, V), device="cuda")
+        width = triton_head._chunk_width(V, 8192)
+        for low in range(0, V, width):  # the same products as inside, so the same rounding
+            for side, state in zip(work, (h, g), strict=True):
+                chunk = torch.empty((64, min(width, V - low)), device="cuda")
+                triton_head._logits(state, W[low : low + width], chunk)
+                side[:, low : low + width] = chunk
+        report[f"d={d} V={V} {str(dtype)[6:]}"] = {
+            "against float64 logits": err,
+            "against float64 on the same float32 logits": worst(
+                out, in_blocks(exact_rows, work[0], work[1], y)
+            ),
+            "logits": float((work[0] - x).abs().max()),
+        }
+    return report
+
+
+def hidden(T: int, d: int, V: int, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    h = torch.randn((T, d), device="cuda")
+    g = h + 0.05 * torch.randn_like(h)
+    W = torch.empty((V, d), device="cuda").normal_(0.0, 3.0 / d**0.5)
+    y = torch.randint(0, V, (T,), device="cuda")
+    return h.to(dtype), g.to(dtype), W.to(dtype), y
+
+
+def plain_kld(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    la = torch.log_softmax(a.float(), dim=-1)
+    lb = torch.log_softmax(b.float(), dim=-1)
+    return (la.exp() * (la - lb)).sum(-1)
+
+
+def line(
+    table: list[dict[str, Any]], name: str, ms: float, floor: float, memory: float | None = None
+) -> None:
+    row = {"name": name, "ms": ms, "floor_ms": floor, "ratio": ms / floor, "extra_MiB": None}
+    if memory is not None:
+        row["extra_MiB"] = memory / 2**20
+    table.append(row)
+    extra = "" if memory is None else f"{memory / 2**20:8.1f} MiB"
+    print(f"{name:52s} {ms:9.3f} ms   {ms / floor:7.3f}x   {extra}", flush=True)
+
+
+def time_rows(T: int, V: int, table: list[dict[str, Any]], bandwidth: float) -> None:
+    floor = 2 * T * V * 2 / bandwidth * 1e3
+    line(table, f"floor: read both once, T={T} V={V} bf16", floor, floor)
+    sets = [logits(T, V, "lm", 0.2, torch.bfloat16) for _ in range(2 if T >= 1024 else 6)]
+    n = len(sets)
+    buffers: dict[str, Any] = {}
+
+    def span(i: int, precise: bool) -> None:
+        buffers["store"] = triton_rows.first_read(*sets[i], precise, False)
+
+    def fin(i: int, k: int) -> None:
+        triton_rows.finish(buffers["store"], sets[i][0], sets[i][1], (T, V), k, False)
+
+    for name, call in (
+        ("span kernel", lambda i: span(i, False)),
+        ("span kernel, precise", lambda i: span(i, True)),
+        ("rows_peer (precise=False)", lambda i: triton_rows.rows_peer(*sets[i], precise=False)),
+        ("rows_peer (precise=True)", lambda i: triton_rows.rows_peer(*sets[i])),
+        ("rows_all", lambda i: triton_rows.rows_all(*sets[i])),
+    ):
+        ms = median_ms(call, n)
+        line(table, f"{name} T={T}", ms, floor, extra_memory(lambda call=call: call(0)))
+        if name == "span kernel":
+            span(0, False)
+            sets0 = [sets[0]]
+            for k in (1, 10):
+                ms = median_ms(lambda i, k=k: fin(0, k), len(sets0))
+                line(table, f"finish kernel k={k} T={T}", ms, floor)
+    for kind, noise in (("lm", 0.05), ("lm", 0.2), ("lm", 1.0), ("normal", 0.2)):
+        a, b, y = logits(min(T, 1024), V, kind, noise, torch.bfloat16)
+        store = triton_rows.first_read(a, b, y, False, False)
+        flags = triton_rows.finish(store, a, b, tuple(a.shape), 10, False)[2]
+        print(f"   rows recomputed, {kind} noise {noise}: {int(flags.sum())} of {len(flags)}", flush=True)
+        table.append({"name": f"rows recomputed {kind} {noise}", "rows": int(flags.sum()), "of": len(flags)})
+    if T >= 4096:
+        a, b, _ = sets[0]
+        ms = median_ms(lambda i: plain_kld(sets[i][0], sets[i][1]), n)
+        line(table, "plain PyTorch KLD only", ms, floor, extra_memory(lambda: plain_kld(a, b)))
+        try:
+            compiled = torch.compile(plain_kld, dynamic=False)
+            ms = median_ms(lambda i: compiled(sets[i][0], sets[i][1]), n)
+            line(table, "torch.compile KLD only", ms, floor, extra_memory(lambda: compiled(a, b)))
+        except Exception as error:
+            print("   torch.compile baseline failed:", str(error)[:200])
+
+
+def sweep(T: int, V: int, table: list[dict[str, Any]], bandwidth: float) -> None:
+    """Both row kernels at several block shapes."""
+    floor = 2 * T * V * 2 / bandwidth * 1e3
+    sets = [logits(T, V, "lm", 0.2, torch.bfloat16) for _ in range(2)]
+    kept = triton_rows.THREADS, triton_rows.INNER
+    for shape in ((32, 4), (32, 8), (64, 2), (64, 4), (64, 8), (128, 4)):
+        triton_rows.THREADS, triton_rows.INNER = shape
+        store = triton_rows.first_read(*sets[0], False, False)
+        out = triton_rows.finish(store, sets[0][0], sets[0][1], (T, V), 1, False)
+        for name, call in (
+            ("span", lambda i: triton_rows.first_read(*sets[i], False, False)),
+            ("span precise", lambda i: triton_rows.first_read(*sets[i], True, False)),
+            ("pair", lambda i, s=store, o=out: triton_rows.second_read(s, o, sets[i][:2], False)),
+        ):
+            line(table, f"{name} threads={shape[0]} inner={shape[1]}", median_ms(call, 2), floor)
+    triton_rows.THREADS, triton_rows.INNER = kept
+
+
+def time_head(table: list[dict[str, Any]], T: int = 4096, d: int = 2048, V: int = 151936) -> None:
+    h, g, W, y = hidden(T, d, V, torch.bfloat16)
+    W2 = (W.float() + 0.01 * W.float().std() * torch.randn((V, d), device="cuda")).to(torch.bfloat16)
+    out = torch.empty((T, V), device="cuda", dtype=torch.bfloat16)
+
+    def bare() -> None:
+        torch.mm(h, W.t(), out=out)
+        torch.mm(g, W2.t(), out=out)
+
+    floor = median_ms(lambda i: bare(), 1)
+    line(table, f"two bare bf16 matrix products T={T} d={d}", floor, floor)
+    for rows, chunk in ((4096, 4096), (4096, 8192), (2048, 4096), (1024, 4096)):
+        width = triton_head._chunk_width(V, chunk)
+        work = torch.empty((2, rows, width), device="cuda")
+
+        def products(rows: int = rows, width: int = width, work: torch.Tensor = work) -> None:
+            for row in range(0, T, rows):
+                for low in range(0, V - width + 1, width):
+                    triton_head._logits(h[row : row + rows], W[low : low + width], work[0])
+                    triton_head._logits(g[row : row + rows], W2[low : low + width], work[1])
+
+        line(
+            table,
+            "  its matrix products alone (whole chunks)",
+            median_ms(lambda i, c=products: c(), 1),
+            floor,
+        )
+
+        def call(rows: int = rows, chunk: int = chunk) -> object:
+            return triton_head.head_peer(h, g, triton_head.Heads(W, W2), y, row_block=rows, chunk=chunk)
+
+        ms = median_ms(lambda i, call=call: call(), 1)
+        line(table, f"head_peer rows={rows} chunk={chunk}", ms, floor, extra_memory(call))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", default=os.environ.get("OUT", "benchmarks/results"))
+    parser.add_argument("--skip-checks", action="store_true")
+    args = parser.parse_args()
+    torch.manual_seed(20260101)
+    device = torch.cuda.get_device_properties(0)
+    result: dict[str, Any] = {
+        "device": device.name,
+        "multiprocessors": device.multi_processor_count,
+        "torch": torch.__version__,
+        "triton": triton.__version__,
+        "cuda": torch.version.cuda,
+        "note": "rows: bf16 logits; floor = bytes of both matrices over the measured copy bandwidth",
+    }
+    x = torch.empty(1 << 30, dtype=torch.float32, device="cuda").normal_()
+    z = torch.empty_like(x)
+    ms = median_ms(lambda i: z.copy_(x), 1)
+    bandwidth = 2 * x.numel() * 4 / ms * 1e3
+    result["copy_GB_per_s"] = bandwidth / 1e9
+    print({k: v for k, v in result.items() if k != "note"}, flush=True)
+    table: list[dict[str, Any]] = []
+    result["table"] = table
+    steps: list[tuple[str, Callable[[], Any]]] = [
+        ("head", lambda: time_head(table)),
+        ("rows 4096", lambda: time_rows(4096, 151936, table, bandwidth)),
+        ("sweep", lambda: sweep(4096, 151936, table, bandwidth)),
+        ("rows 256", lambda: time_rows(256, 151936, table, bandwidth)),
+    ]
+    if not args.skip_checks:
+        steps += [("check head", check_head), ("check rows", check_rows)]
+    place = Path(args.out)
+    place.mkdir(parents=True, exist_ok=True)
+    for name, step in steps:
+        try:
+            value = step()
+        except Exception:
+            value = traceback.format_exc()
+            print(name, "failed:", value[-1500:], flush=True)
+        if value is not None:
+            result[name] = value
+            if isinstance(value, dict):
+                summarise(name, value)
+        torch.cuda.empty_cache()
+        (place / "gpu_kernels.json").write_text(json.dumps(result, indent=1) + "\n")
+
+
+def summarise(name: str, value: dict[str, Any]) -> None:
+    """The largest error per entry point, field by field."""
+    top: dict[str, dict[str, tuple[float, str]]] = {}
+    for label, entry in value.items():
+        for kind, errors in entry.items():
+            fields = errors if isinstance(errors, dict) else {"": float(errors)}
+            for field, error in fields.items():
+                old = top.setdefault(kind, {}).get(field, (-1.0, ""))
+                if not error <= old[0]:
+                    top[kind][field] = (error, label)
+    print(f"--- {name}: largest error, λ relative, others absolute")
+    for kind, fields in top.items():
+        print(" ", kind)
+        for field, (error, label) in fields.items():
+            print(f"    {field:14s} {error:.2e}  at {label}")
+
+
+if __name__ == "__main__":
+    main()

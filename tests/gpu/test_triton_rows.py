@@ -1,0 +1,182 @@
+"""The GPU kernels against a float64 twin; needs CUDA (or TRITON_INTERPRET=1, which runs them on the CPU)."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+
+from reference.gpu_rows_twin import twin_row
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("triton", reason="triton is not installed")
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+if not (torch.cuda.is_available() or INTERPRETED):
+    pytest.skip("no CUDA device", allow_module_level=True)
+
+from quantvane.displacement.ops import triton_head, triton_rows  # noqa: E402
+from quantvane.errors import DataError  # noqa: E402
+from quantvane.types import TOKEN_FIELDS  # noqa: E402
+
+pytestmark = pytest.mark.gpu
+DEVICE = "cpu" if INTERPRETED else "cuda"
+# Float32 exponentials and sums: λ relative, the others over max(1, |value|). Entropy sums p·ln p.
+TOLERANCE = {"entropy_ref": 3e-6, "entropy_cand": 3e-6}
+if INTERPRETED:  # numpy rounds the exponents' products, which the device fuses
+    TOLERANCE |= {"lambda_ref": 3e-6, "lambda_cand": 3e-6}
+VOCABULARIES = (2, 3, 17, 101, 4099, 32003)
+
+
+def draw(V: int, kind: str, rows: int = 6) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    rng = np.random.default_rng([V, len(kind)])
+    a = rng.normal(0.0, 2.0, (rows, V))
+    b = a + rng.normal(0.0, 0.2, (rows, V))
+    if kind == "peaked":
+        a[:, :: max(1, V // 30)] += rng.exponential(4.0, a[:, :: max(1, V // 30)].shape)
+        b = a + rng.normal(0.0, 0.05, (rows, V))
+    elif kind == "far":
+        b = rng.normal(0.0, 3.0, (rows, V))
+    elif kind == "ties":
+        a, b = np.round(a), np.round(b)
+    elif kind == "uniform":
+        a[:], b[:3] = 1.5, -2.0
+    elif kind == "one-hot":
+        a[:, V // 2] += 60.0
+        b[:, V // 2] += 50.0
+    elif kind == "same lane":  # the two largest in columns that one lane folds together
+        a[:, 1], b[:, 1] = 14.0, 13.9
+        for lanes in (256, 512, 1024):
+            if 1 + lanes < V:
+                a[:, 1 + lanes], b[:, 1 + lanes] = 13.5, 13.6
+    elif kind == "-inf":
+        a[:, 0] = b[:, 0] = -np.inf
+        if V > 3:
+            b[0, V // 2] = -np.inf
+            a[1, V - 1] = -np.inf
+            a[2, : V - 1] = -np.inf
+    return torch.tensor(a), torch.tensor(b), torch.tensor(rng.integers(0, V, rows))
+
+
+def compare(
+    out: dict[str, torch.Tensor], ref: torch.Tensor, cand: torch.Tensor, tokens: torch.Tensor
+) -> None:
+    twins = [
+        twin_row(x, z, int(y), 10)
+        for x, z, y in zip(
+            ref.double().cpu().numpy(), cand.double().cpu().numpy(), tokens.cpu().numpy(), strict=True
+        )
+    ]
+    for name, value in out.items():
+        got = value.double().cpu().numpy()
+        want = np.array([twin[name] for twin in twins])
+        finite = np.isfinite(want)
+        np.testing.assert_array_equal(got[~finite], want[~finite], err_msg=name)
+        scale = np.abs(want[finite]) if name.startswith("lambda") else np.maximum(1.0, np.abs(want[finite]))
+        error = np.abs(got[finite] - want[finite]) / np.where(scale > 0, scale, 1.0)
+        assert error.max(initial=0.0) <= TOLERANCE.get(name, 1e-6), (name, error)
+
+
+@pytest.mark.parametrize(
+    "kind", ["plain", "peaked", "far", "ties", "uniform", "one-hot", "same lane", "-inf"]
+)
+@pytest.mark.parametrize("V", VOCABULARIES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_rows_equal_the_twin(V: int, kind: str, dtype: torch.dtype) -> None:
+    if INTERPRETED and (V > 5000 or dtype == torch.float16):
+        pytest.skip("slow in the interpreter")
+    ref, cand, tokens = draw(V, kind)
+    ref, cand, tokens = ref.to(DEVICE, dtype), cand.to(DEVICE, dtype), tokens.to(DEVICE)
+    everything = triton_rows.rows(ref, cand, tokens, 10)
+    assert set(everything) == set(TOKEN_FIELDS)
+    compare(everything, ref, cand, tokens)
+    compare(triton_rows.rows_peer(ref, cand, tokens), ref, cand, tokens)
+    fast = triton_rows.rows_peer(ref, cand, tokens, precise=False)
+    assert set(fast) == set(triton_rows.PEER_FIELDS)
+    kld = fast.pop("kld")
+    compare(fast, ref, cand, tokens)
+    exact = everything["kld"]
+    torch.testing.assert_close(kld, exact, rtol=3e-6, atol=3e-6)
+
+
+@pytest.mark.parametrize("kind", ["plain", "peaked", "ties", "uniform", "one-hot"])
+def test_equal_rows_are_exactly_zero_apart(kind: str) -> None:
+    ref, _, tokens = draw(4099, kind)
+    ref, tokens = ref.to(DEVICE, torch.bfloat16), tokens.to(DEVICE)
+    out = triton_rows.rows_all(ref, ref.clone(), tokens)
+    for name in ("kld", "kld_rev", "jsd", "tv", "hellinger", "fisher_rao", "delta_p", "rank_in_cand"):
+        assert not out[name].any(), name
+    assert (out["topk_overlap"] == 1).all()
+    assert out["same_top1"].all()
+    for precise in (False, True):
+        assert not triton_rows.rows_peer(ref, ref.clone(), tokens, precise=precise)["kld"].any()
+
+
+def test_small_divergence_keeps_its_relative_accuracy() -> None:
+    ref, _, tokens = draw(4099, "plain")
+    cand = ref + 1e-4 * torch.tensor(np.random.default_rng(0).normal(size=tuple(ref.shape)))
+    ref, cand, tokens = ref.to(DEVICE, torch.float32), cand.to(DEVICE, torch.float32), tokens.to(DEVICE)
+    want = torch.tensor(
+        [
+            twin_row(x, z, 0, 10)["kld"]
+            for x, z in zip(ref.double().cpu().numpy(), cand.double().cpu().numpy(), strict=True)
+        ],
+        dtype=torch.float64,
+    )
+    assert want.max() < 1e-7
+    for out in (triton_rows.rows_all(ref, cand, tokens), triton_rows.rows_peer(ref, cand, tokens)):
+        torch.testing.assert_close(out["kld"].cpu(), want, rtol=1e-3, atol=0.0)
+
+
+def test_a_row_with_nan_is_nan_and_leaves_its_neighbours() -> None:
+    ref, cand, tokens = draw(101, "plain")
+    ref[2, 5] = torch.nan
+    cand[4, 100] = torch.inf
+    ref, cand, tokens = ref.to(DEVICE, torch.float32), cand.to(DEVICE, torch.float32), tokens.to(DEVICE)
+    out = triton_rows.rows_all(ref, cand, tokens)
+    bad = torch.tensor([False, False, True, False, True, False], device=DEVICE)
+    assert torch.equal(torch.isnan(out["kld"]), bad)
+    assert torch.equal(out["top1_ref"] < 0, bad)
+    good = ~bad
+    compare({name: value[good] for name, value in out.items()}, ref[good], cand[good], tokens[good])
+
+
+def test_row_stride_may_exceed_the_vocabulary() -> None:
+    ref, cand, tokens = draw(101, "plain")
+    wide = torch.full((6, 128), 99.0, dtype=torch.float32, device=DEVICE)
+    wide[:, :101] = ref.to(DEVICE)
+    cand, tokens = cand.to(DEVICE, torch.float32), tokens.to(DEVICE)
+    compare(triton_rows.rows_all(wide[:, :101], cand, tokens), wide[:, :101], cand, tokens)
+
+
+@pytest.mark.parametrize(("rows", "chunk"), [(64, 1024), (3, 2048)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_head_equals_rows_of_its_own_logits(rows: int, chunk: int, dtype: torch.dtype) -> None:
+    gen = torch.Generator().manual_seed(3)
+    h = torch.randn((7, 64), generator=gen)
+    g = h + 0.05 * torch.randn((7, 64), generator=gen)
+    weight = 0.4 * torch.randn((4099, 64), generator=gen)
+    tokens = torch.randint(0, 4099, (7,), generator=gen).to(DEVICE)
+    h, g, weight = (x.to(DEVICE, dtype) for x in (h, g, weight))
+    out = triton_head.head_peer(h, g, triton_head.Heads(weight, weight), tokens, row_block=rows, chunk=chunk)
+    x, z = h.double() @ weight.double().t(), g.double() @ weight.double().t()
+    for i, twin in enumerate(
+        twin_row(p, q, int(y), 10)
+        for p, q, y in zip(x.cpu().numpy(), z.cpu().numpy(), tokens.cpu().numpy(), strict=True)
+    ):
+        for name in triton_rows.PEER_FIELDS:
+            # the products' float32 accumulation dominates
+            assert float(out[name][i]) == pytest.approx(twin[name], rel=2e-5, abs=2e-5), name
+
+
+def test_arguments_that_do_not_fit_are_refused() -> None:
+    x = torch.zeros((2, 5), device=DEVICE)
+    y = torch.zeros(2, dtype=torch.int64, device=DEVICE)
+    with pytest.raises(DataError, match="fit together"):
+        triton_rows.rows(x, x[:1], y, 10)
+    with pytest.raises(DataError, match="type"):
+        triton_rows.rows(x, x.to(torch.bfloat16), y, 10)
+    with pytest.raises(DataError, match="top_k"):
+        triton_rows.rows_all(x, x, y, 0)
+    with pytest.raises(DataError, match="fit together"):
+        triton_head.head_peer(x, x, triton_head.Heads(x[:, :4], x), y)
