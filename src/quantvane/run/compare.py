@@ -8,14 +8,15 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
+import numpy as np
 import psutil
 
 from quantvane.engines.registry import RECORDED, check_model, engine_name
 from quantvane.errors import CapabilityError, OutputError, QuantvaneError, SpecError
 from quantvane.run.cohort import make_cohort
-from quantvane.run.finish import finish, summarize, token_path
 from quantvane.run.local import run_worker
 from quantvane.run.measure import journal_path
 from quantvane.run.plan import CompareSpec, Job, candidate_names, plan_jobs
@@ -48,6 +49,8 @@ class Comparison:
         """All token tables in one `pyarrow.Table`, with the candidate's name as first column."""
         import pyarrow as pa
         import pyarrow.parquet as pq
+
+        from quantvane.run.finish import token_path
 
         tables = []
         for entry in self.summary["candidates"]:
@@ -83,13 +86,26 @@ def run_compare(spec: CompareSpec, out: Path, on_event: OnEvent = lambda event: 
         request = {
             "task": "measure", "spec": spec.to_dict(), "jobs": [job.to_dict() for job in jobs], "out": str(out),
         }  # fmt: skip
+        Thread(target=_warm_up, daemon=True).start()
         try:
             run_worker(request, on_event)
         except QuantvaneError:
             _discard_if_empty(out, jobs)
             raise
     on_event({"event": "summarizing"})
+    from quantvane.run.finish import finish
+
     return Comparison(out, finish(out, spec, jobs))
+
+
+def _warm_up() -> None:
+    """Load what comes after the measurement while the worker loads its models; it needs one processor only."""
+    with suppress(Exception):  # what is wrong here will be said where it is needed
+        from quantvane.report import warm_up
+        from quantvane.run.finish import aggregate
+
+        warm_up()
+        aggregate({"kld": np.arange(8.0)}, np.arange(8), resamples=2)  # loads compiled code
 
 
 def _check_readable(text: str) -> None:
@@ -147,6 +163,8 @@ def is_complete(out: Path) -> bool:
 
 def open_run(out: Path) -> Comparison:
     """A finished run, summarised again from its stored tables."""
+    from quantvane.run.finish import summarize
+
     return Comparison(out, summarize(out))
 
 

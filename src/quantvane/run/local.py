@@ -11,6 +11,8 @@ import tempfile
 from collections.abc import Callable
 from typing import Any
 
+import psutil
+
 from quantvane.errors import EngineCrashError, from_dict
 
 __all__ = ["run_worker"]
@@ -74,9 +76,9 @@ def _environment() -> dict[str, str]:
     """On a machine that is already busy, threads must not spin while they wait for each other.
 
     Spinning threads made two-thread decoding several times slower beside other work; on an idle machine they
-    are a little faster. The user's own OMP_WAIT_POLICY wins.
+    are a few per cent faster. The user's own OMP_WAIT_POLICY wins.
     """
-    busy = hasattr(os, "getloadavg") and os.getloadavg()[0] > 0.75 * (os.cpu_count() or 1)
+    busy = psutil.cpu_percent(interval=0.1) > 40
     return {"OMP_WAIT_POLICY": "passive", **os.environ} if busy else dict(os.environ)
 
 

@@ -19,6 +19,7 @@ Logits = npt.NDArray[np.float32]
 Measure = Callable[[Logits, Logits, npt.NDArray[np.int32]], TokenMetrics]
 
 UNIT_TOKENS = 2048
+HELD_BYTES = 64 * 2**20
 
 
 def units(windows: Sequence[Window], tokens: int = UNIT_TOKENS) -> list[list[Window]]:
@@ -64,6 +65,20 @@ class Rows:
         return part
 
 
+def _hold(reference: Rows, wanted: int) -> list[Logits]:
+    """The reference's next rows, whole blocks: one, or as many as `HELD_BYTES` allows.
+
+    A processor works faster on one model for several blocks than on all models in turn, so the reference runs
+    ahead as far as its logits stay small. A block lives until the next is asked for: all but the last are
+    copies.
+    """
+    held = [reference.take(min(reference.ready(), wanted))]
+    while (got := sum(map(len, held))) < wanted and (got + len(held[-1])) * held[-1][0].nbytes <= HELD_BYTES:
+        held[-1] = held[-1].copy()
+        held.append(reference.take(min(reference.ready(), wanted - got)))
+    return held
+
+
 def measure_unit(
     unit: Sequence[Window], reference: Engine, candidates: Sequence[tuple[str, Engine]], measure: Measure
 ) -> list[Any]:
@@ -82,13 +97,18 @@ def measure_unit(
     kept: list[dict[str, list[Any]]] = [{f: [] for f in TOKEN_FIELDS} for _ in candidates]
     done, total = 0, len(targets)
     while done < total:
-        rows = min(ref_rows.ready(), *(reader.ready() for reader in readers))
-        rows = min(rows, total - done)
-        ref = ref_rows.take(rows)
+        held = _hold(ref_rows, total - done)
         for reader, keep, (name, _) in zip(readers, kept, candidates, strict=True):
-            for field, values in _measured(measure, ref, reader.take(rows), targets[done : done + rows], name):
-                keep[field].append(values)
-        done += rows
+            at = done
+            for block in held:
+                start = 0
+                while start < len(block):
+                    rows = min(reader.ready(), len(block) - start)
+                    ref, cand, y = block[start : start + rows], reader.take(rows), targets[at : at + rows]
+                    for field, values in _measured(measure, ref, cand, y, name):
+                        keep[field].append(values)
+                    start, at = start + rows, at + rows
+        done += sum(map(len, held))
     columns = [{f: np.concatenate(parts) for f, parts in keep.items()} for keep in kept]
     batches = []
     for window, start, end in zip(unit, [0, *ends[:-1]], ends, strict=True):

@@ -17,6 +17,7 @@ import math
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -343,7 +344,7 @@ def _run(
     ints = np.zeros((count, 3), dtype=np.int32)
     fault = np.zeros(count, dtype=np.int8)
     threads = _threads()
-    step = max(1, min(_CHUNK_BYTES // (4 * vocab), -(-count // (4 * threads))))
+    step = max(1, min(_CHUNK_BYTES // (4 * vocab), -(-count // threads)))
 
     def work(start: int) -> None:
         part = slice(start, min(start + step, count))
@@ -364,9 +365,13 @@ def _run(
 
 
 def _each(work: Callable[[int], None], starts: range, threads: int) -> None:
-    with ThreadPoolExecutor(min(threads, len(starts)), thread_name_prefix="quantvane-rows") as pool:
-        for _ in pool.map(work, starts):
-            pass
+    for _ in _pool(threads).map(work, starts):
+        pass
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="quantvane-rows")
 
 
 def _threads() -> int:
