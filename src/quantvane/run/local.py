@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -78,8 +79,21 @@ def _environment() -> dict[str, str]:
     Spinning threads made two-thread decoding several times slower beside other work; on an idle machine they
     are a few per cent faster. The user's own OMP_WAIT_POLICY wins.
     """
-    busy = psutil.cpu_percent(interval=0.1) > 40
-    return {"OMP_WAIT_POLICY": "passive", **os.environ} if busy else dict(os.environ)
+    return {"OMP_WAIT_POLICY": "passive", **os.environ} if _others_busy() > 0.4 else dict(os.environ)
+
+
+def _others_busy(interval: float = 0.1) -> float:
+    """Share of this machine's processors that other processes keep busy, over a moment."""
+
+    def spent() -> tuple[float, float]:
+        now = psutil.cpu_times()
+        return sum(now) - now.idle - getattr(now, "iowait", 0.0), time.process_time()
+
+    before = spent()
+    time.sleep(interval)
+    after = spent()
+    others = (after[0] - before[0]) - (after[1] - before[1])
+    return others / (interval * (psutil.cpu_count() or 1))
 
 
 def _how(status: int) -> str:
