@@ -105,7 +105,7 @@ def _warm_up() -> None:
         from quantvane.run.finish import aggregate
 
         warm_up()
-        aggregate({"kld": np.arange(8.0)}, np.arange(8), resamples=2)  # loads compiled code
+        aggregate({"kld": np.arange(64.0)}, np.arange(64) // 4, resamples=200)  # loads compiled code
 
 
 def _check_readable(text: str) -> None:

@@ -93,7 +93,7 @@ def columns_of(path: Path, names: Iterable[str]) -> dict[str, Any]:
         OutputError: missing, damaged, or written under another schema version.
     """
     try:
-        table = pq.read_table(path, columns=list(names))
+        table = pq.ParquetFile(path).read(columns=list(names))  # pq.read_table would import pandas
         version = (table.schema.metadata or {}).get(b"quantvane.schema", b"?").decode()
     except (OSError, pa.ArrowInvalid) as problem:
         raise OutputError(
