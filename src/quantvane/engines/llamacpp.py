@@ -109,6 +109,7 @@ class LlamaCpp:
         self._lib, self._logged = start_backend()
         self._weights = weights
         self._path, self._settings, self._context = path, settings, context
+        self._threads: int = settings["n_threads"]
         self._model: Any = None
         self._ctx: Any = None
         self._hidden_ctx: Any = None
@@ -142,7 +143,7 @@ class LlamaCpp:
         params.n_batch = min(given["n_batch"], params.n_ctx)
         params.n_ubatch = min(given["n_ubatch"], params.n_batch)
         params.n_seq_max = self._sequences
-        params.n_threads = params.n_threads_batch = given["n_threads"]
+        params.n_threads = params.n_threads_batch = self._threads
         params.type_k, params.type_v = _CACHE_TYPES[given["cache_type_k"]], _CACHE_TYPES[given["cache_type_v"]]
         params.flash_attn_type = _FLASH[given["flash_attn"]]
         params.offload_kqv = given["offload_kqv"]
@@ -303,6 +304,15 @@ class LlamaCpp:
                 got=f"status {status}: {self._logged.tail()}",
                 remedy="a smaller n_batch or context; check free memory",
             )
+
+    def share_threads(self, models: int) -> None:
+        """Decode on a share of ``n_threads`` from now on, because ``models`` models decode at once.
+
+        llama.cpp's results do not depend on its number of threads.
+        """
+        self._threads = max(1, self._settings["n_threads"] // models)
+        if self._ctx is not None:
+            self._lib.llama_set_n_threads(self._ctx, self._threads, self._threads)
 
     def close(self) -> None:
         for context in (self._ctx, self._hidden_ctx):

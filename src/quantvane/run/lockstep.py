@@ -16,6 +16,7 @@ from quantvane.types import TOKEN_FIELDS, TokenMetrics, Window
 __all__ = ["Measure", "Rows", "measure_unit", "units"]
 
 Logits = npt.NDArray[np.float32]
+Columns = dict[str, Any]
 Measure = Callable[[Logits, Logits, npt.NDArray[np.int32]], TokenMetrics]
 
 UNIT_TOKENS = 2048
@@ -82,7 +83,7 @@ def _hold(reference: Rows, wanted: int) -> list[Logits]:
 def measure_unit(
     unit: Sequence[Window], reference: Engine, candidates: Sequence[tuple[str, Engine]], measure: Measure
 ) -> list[Any]:
-    """Displacement of every candidate on the windows of one unit.
+    """Displacement of every candidate on the windows of one unit, one model after another.
 
     Returns:
         record batches of `quantvane.store.tokens.SCHEMA`, window by window and candidate by candidate within.
@@ -90,30 +91,61 @@ def measure_unit(
     Raises:
         EngineError: an engine failed, or gave NaN.
     """
-    targets = np.concatenate([w.targets[w.scored] for w in unit]).astype(np.int32)
-    ends = np.cumsum([np.count_nonzero(w.scored) for w in unit])
+    total = sum(int(np.count_nonzero(w.scored)) for w in unit)
     ref_rows = Rows(reference.logits(unit), "the reference")
-    readers = [Rows(engine.logits(unit), name) for name, engine in candidates]
-    kept: list[dict[str, list[Any]]] = [{f: [] for f in TOKEN_FIELDS} for _ in candidates]
-    done, total = 0, len(targets)
+    steps = [_Steps(unit, name, engine, measure) for name, engine in candidates]
+    done = 0
     while done < total:
         held = _hold(ref_rows, total - done)
-        for reader, keep, (name, _) in zip(readers, kept, candidates, strict=True):
-            at = done
-            for block in held:
-                start = 0
-                while start < len(block):
-                    rows = min(reader.ready(), len(block) - start)
-                    ref, cand, y = block[start : start + rows], reader.take(rows), targets[at : at + rows]
-                    for field, values in _measured(measure, ref, cand, y, name):
-                        keep[field].append(values)
-                    start, at = start + rows, at + rows
+        for step in steps:
+            step.take(held)
         done += sum(map(len, held))
-    columns = [{f: np.concatenate(parts) for f, parts in keep.items()} for keep in kept]
+    return join_unit(unit, [step.columns() for step in steps])
+
+
+def measure_rows(
+    unit: Sequence[Window], reference: Sequence[Logits], name: str, engine: Engine, measure: Measure
+) -> Columns:
+    """One candidate's fields on a unit whose reference logits are at hand, as blocks."""
+    step = _Steps(unit, name, engine, measure)
+    step.take(reference)
+    return step.columns()
+
+
+def join_unit(unit: Sequence[Window], columns: Sequence[Columns]) -> list[Any]:
+    """Candidates' fields on a unit → record batches, window by window and candidate by candidate within."""
+    ends = np.cumsum([np.count_nonzero(w.scored) for w in unit])
     batches = []
     for window, start, end in zip(unit, [0, *ends[:-1]], ends, strict=True):
         batches += [token_batch(window, {f: c[f][start:end] for f in TOKEN_FIELDS}) for c in columns]
     return batches
+
+
+class _Steps:
+    """One candidate reading a unit beside the reference, a few blocks at a time."""
+
+    def __init__(self, unit: Sequence[Window], name: str, engine: Engine, measure: Measure) -> None:
+        self._targets = np.concatenate([w.targets[w.scored] for w in unit]).astype(np.int32)
+        self._rows = Rows(engine.logits(unit), name)
+        self._name, self._measure = name, measure
+        self._kept: dict[str, list[Any]] = {f: [] for f in TOKEN_FIELDS}
+        self._at = 0
+
+    def take(self, reference: Sequence[Logits]) -> None:
+        """Measure the candidate's next rows against these of the reference."""
+        for block in reference:
+            start = 0
+            while start < len(block):
+                rows = min(self._rows.ready(), len(block) - start)
+                ref, cand = block[start : start + rows], self._rows.take(rows)
+                targets = self._targets[self._at : self._at + rows]
+                for field, values in _measured(self._measure, ref, cand, targets, self._name):
+                    self._kept[field].append(values)
+                start, self._at = start + rows, self._at + rows
+
+    def columns(self) -> Columns:
+        """The fields of all rows taken."""
+        return {f: np.concatenate(parts) for f, parts in self._kept.items()}
 
 
 def _measured(

@@ -14,6 +14,7 @@ from quantvane.engines.registry import floor_variation, open_engine
 from quantvane.errors import OutputError
 from quantvane.run.lockstep import Measure, measure_unit, units
 from quantvane.run.peer_taps import PeerTaps
+from quantvane.run.pipeline import measure_units, workers_for
 from quantvane.run.plan import CompareSpec, Job
 from quantvane.run.prepare import Prepared, check_vocabulary, prepare
 from quantvane.spec import ModelSpec
@@ -114,13 +115,20 @@ def do_job(
                 _add_model(out, "floor" if job.is_floor else "candidates", record)
             total = sum(len(w.tokens) for unit in todo for w in unit)
             done = sum(len(w.tokens) for unit in todo[: journal.frames] for w in unit)
-            for unit in todo[journal.frames :]:
-                emit({"event": "progress", "job": job.id, "done": done, "total": total, "models": len(models) + 1})
-                batches = measure_unit(unit, reference, engines, kernel)
+            progress = {"event": "progress", "job": job.id, "total": total, "models": len(models) + 1}
+            rest = todo[journal.frames :]
+            workers = workers_for(reference, [engine for _, engine in engines], rest)
+            emit({**progress, "done": done})
+            results = (
+                measure_units(rest, reference, engines, kernel, workers)
+                if workers > 1
+                else (measure_unit(unit, reference, engines, kernel) for unit in rest)
+            )
+            for unit, batches in zip(rest, results, strict=True):
                 taps.store(journal.frames)  # before the unit counts as done
                 journal.append(batches)
                 done += sum(len(w.tokens) for w in unit)
-            emit({"event": "progress", "job": job.id, "done": done, "total": total, "models": len(models) + 1})
+                emit({**progress, "done": done})
         finally:
             for _, engine in engines:
                 engine.close()
