@@ -101,8 +101,8 @@ def run_compare(spec: CompareSpec, out: Path, on_event: OnEvent = lambda event: 
 def _warm_up() -> None:
     """Load what comes after the measurement while the worker loads its models; it needs one processor only."""
     with suppress(Exception):  # what is wrong here will be said where it is needed
+        from quantvane.displacement.aggregate import aggregate
         from quantvane.report import warm_up
-        from quantvane.run.finish import aggregate
 
         warm_up()
         aggregate({"kld": np.arange(64.0)}, np.arange(64) // 4, resamples=200)  # loads compiled code
