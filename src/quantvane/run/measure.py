@@ -20,7 +20,7 @@ from quantvane.store.atomic import make_directory, read_json, write_json
 from quantvane.store.journal import Journal
 from quantvane.store.manifest import package_versions
 
-__all__ = ["Emit", "journal_path", "measure"]
+__all__ = ["Emit", "add_model", "agree", "info_record", "journal_path", "measure", "processor"]
 
 Emit = Callable[[dict[str, Any]], None]
 
@@ -30,7 +30,7 @@ def journal_path(out: Path, job: Job) -> Path:
     return out / "journal" / f"{job.id}-{job.shard[0]}of{job.shard[1]}.journal"
 
 
-def _info_record(name: str, spec: ModelSpec, info: EngineInfo) -> dict[str, Any]:
+def info_record(name: str, spec: ModelSpec, info: EngineInfo) -> dict[str, Any]:
     return {
         "name": name,
         "spec": spec.text,
@@ -78,7 +78,7 @@ def measure(spec: CompareSpec, jobs: Sequence[Job], out: Path, emit: Emit) -> No
     with _opened(emit, "reference", spec.reference, spec.context) as reference:
         prepared = prepare(spec, reference)
         manifest = _manifest(spec, prepared, reference)
-        _agree(out, manifest)
+        agree(out, manifest)
         kernel = _kernel(spec)
         for job in jobs:
             _do(job, spec, prepared, reference, kernel, out, emit)
@@ -108,8 +108,8 @@ def _do(
                 engines.append((name, engine))
                 require(engine, "logits", "measuring displacement")
                 check_vocabulary(reference, engine, name, prepared.samples)
-                record = _info_record(name, model, engine.info)
-                _add_model(out, "floor" if job.is_floor else "candidates", record)
+                record = info_record(name, model, engine.info)
+                add_model(out, "floor" if job.is_floor else "candidates", record)
             total = sum(len(w.tokens) for unit in todo for w in unit)
             done = sum(len(w.tokens) for unit in todo[: journal.frames] for w in unit)
             for unit in todo[journal.frames :]:
@@ -132,15 +132,15 @@ def _manifest(spec: CompareSpec, prepared: Prepared, reference: Engine) -> dict[
         "protocol": prepared.protocol.to_dict(),
         "corpora": list(prepared.corpora),
         "windows": len(prepared.windows),
-        "reference": _info_record(spec.reference.stem, spec.reference, reference.info),
+        "reference": info_record(spec.reference.stem, spec.reference, reference.info),
         "candidates": {},
         "floor": {},
         "versions": package_versions(),
-        "hardware": {"machine": platform.machine(), "processor": _processor(), "system": platform.system()},
+        "hardware": {"machine": platform.machine(), "processor": processor(), "system": platform.system()},
     }
 
 
-def _processor() -> str:
+def processor() -> str:
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
@@ -154,7 +154,7 @@ def _processor() -> str:
 _IDENTITY = ("spec_hash", "protocol", "reference", "versions")
 
 
-def _agree(out: Path, manifest: dict[str, Any]) -> None:
+def agree(out: Path, manifest: dict[str, Any]) -> None:
     path = out / "manifest.json"
     if not path.exists():
         write_json(path, manifest)
@@ -181,7 +181,7 @@ def _short(value: Any) -> str:
     return text if len(text) < 120 else text[:117] + "…"
 
 
-def _add_model(out: Path, section: str, record: dict[str, Any]) -> None:
+def add_model(out: Path, section: str, record: dict[str, Any]) -> None:
     """Note who computed a candidate; a continued run must have the same one."""
     path = out / "manifest.json"
     manifest = read_json(path)

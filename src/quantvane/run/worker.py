@@ -20,11 +20,17 @@ __all__ = ["main", "perform"]
 
 
 def perform(request: dict[str, Any], emit: Any) -> None:
-    """Do what a request asks for: ``measure`` or ``quantize``."""
+    """Do what a request asks for: ``measure``, ``bench`` or ``quantize``."""
     if request["task"] == "quantize":
         from quantvane.engines.quantize import quantize_file
 
         quantize_file(request["source"], Path(request["target"]), request["type"], request.get("imatrix"))
+        return
+    if request["task"] == "bench":
+        from quantvane.run.bench_plan import BenchSpec
+        from quantvane.run.bench_work import bench_models
+
+        bench_models(BenchSpec.from_dict(request["spec"]), Path(request["out"]), emit)
         return
     from quantvane.run.measure import measure
     from quantvane.run.plan import CompareSpec, Job

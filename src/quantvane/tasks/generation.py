@@ -6,7 +6,7 @@ the cache is cut and generation goes on token by token. Once an emitted token eq
 place (the same place, or one to either side), the following draft tokens are verified together again. Every token of
 the answer is the argmax of this model's own logits after its own preceding tokens: only the number of positions that
 were computed together differs from plain generation. That changes rounding, so where the two largest logits lie
-closer together than rounding reaches, the token may be another (`quantvane.tasks.shape_noise` measures how close that is).
+closer together than rounding reaches, the token may be another (`shape_noise` measures how close that is).
 
 Source of the idea: speculative decoding with prefix verification, Leviathan, Kalman & Matias (2023), ICML.
 """
@@ -25,7 +25,7 @@ from quantvane.engines.decoding import Decoder, Feed, Tokens
 from quantvane.errors import EngineError
 from quantvane.types import FloatArray
 
-__all__ = ["NO_DRAFT", "Answer", "Effort", "Request", "generate", "top_two"]
+__all__ = ["NO_DRAFT", "Answer", "Effort", "Request", "ambiguous", "generate", "shape_noise", "top_two"]
 
 NO_DRAFT: Tokens = np.empty(0, np.int32)
 _FIRST_REACH = 64  # draft tokens verified at once, before it is known how well the draft fits
@@ -250,12 +250,14 @@ def generate(
     decoder: Decoder,
     requests: Sequence[Request],
     spell: Callable[[int], bytes],
-    on_answer: Callable[[int, Answer], None] = lambda index, answer: None,
+    *,
+    serial: bool = False,
 ) -> tuple[list[Answer], Effort]:
     """Answer all requests; free slots take the next request at once.
 
     Args:
-        spell: token → its bytes. on_answer: called with (index, answer) as soon as each is done.
+        spell: token → its bytes.
+        serial: answers grow one sequence at a time; prompts (with their drafts) are still fed many together.
 
     Returns:
         answers in the order of the requests, and what they cost.
@@ -278,7 +280,10 @@ def generate(
         fed: list[tuple[_Sequence, Feed]] = []
         room, rows = decoder.capacity, decoder.rows
         # Running answers first: they hold slots, and need one row each.
-        for sequence in sorted(active, key=lambda s: s.prompting):
+        turn = sorted(active, key=lambda s: s.prompting)
+        if serial and not turn[0].prompting:
+            turn = turn[:1]
+        for sequence in turn:
             feed = sequence.feed(room, rows)
             if feed is None:
                 continue
@@ -296,8 +301,33 @@ def generate(
             if sequence.finish:
                 decoder.drop(sequence.slot, 0)
                 free.append(sequence.slot)
-                answers[sequence.index] = found = sequence.answer()
-                on_answer(sequence.index, found)
+                answers[sequence.index] = sequence.answer()
         active = [sequence for sequence in active if not sequence.finish]
     done = [answer for answer in answers if answer is not None]
     return done, effort
+
+
+def shape_noise(plain: Sequence[Answer], batched: Sequence[Answer]) -> float:
+    """By how much the margin of the two largest logits changed with the shape of the batches.
+
+    Compared up to the first token that differs, and there the margins add up, since the two tokens changed places.
+    This is the largest change among these answers: a measurement, no bound.
+
+    Args:
+        plain, batched: the same requests answered by one model in two ways.
+    """
+    worst = 0.0
+    for a, b in zip(plain, batched, strict=True):
+        n = min(len(a.tokens), len(b.tokens))
+        differs = np.flatnonzero(a.tokens[:n] != b.tokens[:n])
+        same = int(differs[0]) if len(differs) else n
+        if same:
+            worst = max(worst, float(np.abs(a.margins[:same] - b.margins[:same]).max()))
+        if len(differs):
+            worst = max(worst, float(a.margins[same] + b.margins[same]))
+    return worst
+
+
+def ambiguous(answer: Answer, noise: float) -> list[int]:
+    """Positions of an answer whose token another shape of batch could have decided otherwise: margin ≤ noise."""
+    return [int(at) for at in np.flatnonzero(answer.margins <= noise)] if noise > 0 else []
