@@ -87,7 +87,7 @@ def measure(engine: LlamaCpp, rows: list[dict[str, Any]], drafts: list[Answer], 
         "sequential_steps_plain": base[1].steps,
         "sequential_steps_replay": one[1].steps,
         "steps_ratio": one[1].steps / base[1].steps if base[1].steps else None,
-        "seconds": {name: values for name, values in seconds.items()},
+        "seconds": dict(seconds),
         "tokens": {name: kept[name][1].tokens for name in runs},
     }
 

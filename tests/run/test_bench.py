@@ -29,7 +29,7 @@ OTHER = f"{MODEL}?n_threads=1&cache_type_k=q8_0&cache_type_v=q8_0&flash_attn=on"
 @pytest.fixture(scope="module")
 def tasks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tasks")
-    sums = [{"task": "add", "prompt": f"{a}+{a % 7}=", "answer": str(a + a % 7)} for a in range(11, 41)]
+    sums = [{"task": "add", "prompt": f"{a}+{90 - a}=", "answer": "90"} for a in range(11, 41)]
     pairs = [
         {"sentence_good": f"The {n} is here.", "sentence_bad": f"The {n} are here.", "UID": "number"}
         for n in ("man", "house", "king", "old woman", "horse", "child")
@@ -113,7 +113,7 @@ def test_an_interrupted_run_continues(tmp_path, tasks, monkeypatch):
     spec = spec_of(tasks, replay=True)
     work.bench_models(spec, tmp_path / "whole", lambda event: None)
 
-    class Stop(Exception):
+    class StopError(Exception):
         pass
 
     seen = []
@@ -122,9 +122,9 @@ def test_an_interrupted_run_continues(tmp_path, tasks, monkeypatch):
         if event["event"] == "progress":
             seen.append((event["job"], event["done"]))
             if (event["job"], event["done"]) == ("c", 16):
-                raise Stop
+                raise StopError
 
-    with pytest.raises(Stop):
+    with pytest.raises(StopError):
         bench_models(spec, tmp_path / "cut", stop)
     seen.clear()
     bench_models(spec, tmp_path / "cut", lambda e: seen.append((e.get("job"), e.get("done"))))

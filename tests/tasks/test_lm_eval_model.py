@@ -160,13 +160,17 @@ def test_local_files_become_tasks(tmp_path, llama):
 
 
 def test_states_and_stored_answers(tmp_path, fake):
-    spec = write(tmp_path / "a.jsonl", [{"prompt": "3+4=", "answer": "7"}, {"prompt": "x" * 90, "answer": "7"}])
-    tasks = {t.name: t for t in load_tasks([spec])}
+    rows = [{"prompt": "x" * 90, "answer": "7"}] + [{"prompt": c, "answer": "7"} for c in "abcdefghijklmnop"]
+    tasks = {t.name: t for t in load_tasks([write(tmp_path / "a.jsonl", rows)])}
     lm = EngineLM(fake, context=60, slots=2)
-    cut, error = evaluate(lm, tasks, [("a", 0), ("a", 1)])
-    assert (cut.state, cut.finish, error.state, error.correct) == ("truncated", "length", "error", None)
-    assert "91 tokens" in error.note or "92 tokens" in error.note
-    again = evaluate(lm, tasks, [("a", 0)], stored={("a", 0): Stored(cut.tokens, False)}, replay=True)[0]
+    error, *others = evaluate(lm, tasks, [("a", i) for i in range(len(rows))])
+    assert (error.state, error.correct) == ("error", None)
+    assert "92 tokens" in error.note
+    assert {"truncated"} <= {item.state for item in others} <= {"truncated", "wrong"}
+    assert all((item.state == "truncated") == (item.finish == "length") for item in others)
+    cut = next(item for item in others if item.state == "truncated")
+    key = ("a", cut.item)
+    again = evaluate(lm, tasks, [key], stored={key: Stored(cut.tokens, False)}, replay=True)[0]
     assert again.tokens.tolist() == cut.tokens.tolist()
     assert (again.divergence, again.agreed) == (None, len(cut.tokens))
 
@@ -174,9 +178,9 @@ def test_states_and_stored_answers(tmp_path, fake):
 def test_refusals(tmp_path, monkeypatch):
     with pytest.raises(DataError, match="line 2"):
         load_tasks([write(tmp_path / "x.jsonl", [{"prompt": "a", "answer": "b"}, {"text": "c"}])])
+    path = tmp_path / "sums.json"
+    path.write_text(json.dumps({"task": "sums", "dataset_path": "json", "dataset_kwargs": {"data_files": "/no"}}))
     with pytest.raises(DataError, match="sums"):
-        path = tmp_path / "sums.json"
-        path.write_text(json.dumps({"task": "sums", "dataset_path": "json", "dataset_kwargs": {"data_files": "/no"}}))
         load_tasks([str(path)])
     spec = write(tmp_path / "y.jsonl", [{"prompt": "a", "answer": "b"}])
     with pytest.raises(SpecError, match="metric 'f1'"):

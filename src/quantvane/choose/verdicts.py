@@ -2,8 +2,8 @@
 
 Two ways to certify, by how the items were looked at:
 
-- all items fixed beforehand: two one-sided tests at the margin (`quantvane.stats.equivalence`), their p-values adjusted by
-  Holm over the candidates, because the best of several is picked;
+- all items fixed beforehand: two one-sided tests at the margin (`quantvane.stats.equivalence`), their p-values
+  adjusted by Holm over the candidates, because the best of several is picked;
 - stopped when decided (``bench --until-decided``): the confidence sequence at α/k for k candidates
   (`quantvane.stats.sequential`). TOST would be wrong here: it has been peeked at.
 

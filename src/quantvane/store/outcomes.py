@@ -41,6 +41,9 @@ OUTCOMES = pa.schema(
 )
 
 
+_NAMED = ("item", "task", "correct", "answer", "state", "prompt", "tokens")
+
+
 def outcome_batch(rows: Sequence[Mapping[str, Any]], facts: Mapping[str, Any] | None = None) -> Any:
     """Rows (fields of `OUTCOMES`; NaN becomes null) as a record batch; ``facts`` travel as metadata."""
     columns = []
@@ -91,10 +94,10 @@ def outcome_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def write_outcomes_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """The same outcomes in the generic form: item, task, correct, answer, state, prompt_hash, settings, then the rest."""
+    """The same outcomes in the generic form: item, task, correct, answer, state, prompt_hash, then the rest."""
     lines = []
     for row in rows:
-        rest = {k: v for k, v in row.items() if k not in ("item", "task", "correct", "answer", "state", "prompt", "tokens")}
+        rest = {k: v for k, v in row.items() if k not in _NAMED}
         out = {
             "item": row["item"],
             "task": row["task"],

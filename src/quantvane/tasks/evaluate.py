@@ -1,4 +1,4 @@
-"""One model on some items of lm-eval tasks: the harness asks and judges, the engine answers, we keep what an item needs."""
+"""One model on some items of lm-eval tasks: the harness asks and judges, the engine answers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from quantvane.errors import DataError
 from quantvane.tasks.generation import NO_DRAFT, Answer, ambiguous
 from quantvane.tasks.harness import HarnessTask
 from quantvane.tasks.lm_eval_model import EngineLM, Key, key_of
-from quantvane.tasks.scoring import Continuation, Score
+from quantvane.tasks.scoring import Continuation
 
 __all__ = ["Item", "ItemKey", "Stored", "evaluate"]
 

@@ -110,7 +110,9 @@ def top_two(logits: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.int64], Flo
 class _Sequence:
     """One request at work in a slot."""
 
-    def __init__(self, index: int, request: Request, slot: int, decoder: Decoder, spell: Callable[[int], bytes]) -> None:
+    def __init__(
+        self, index: int, request: Request, slot: int, decoder: Decoder, spell: Callable[[int], bytes]
+    ) -> None:
         self.index, self.slot = index, slot
         self._request, self._decoder, self._spell = request, decoder, spell
         self._pending = request.prompt
@@ -212,12 +214,12 @@ class _Sequence:
         if diverged:
             # ``token`` stands where the draft has another: replaced, or the draft's own token was left out.
             self._reach = _AFTER_DIVERGENCE
-            place, near = self._expect, (1,)
+            place, steps = self._expect, [1]
         else:
-            place, near = self._lost, (0, 1, -1)
+            place, steps = self._lost, [0, 1, -1]
         self._expect = -1
         self._lost = place + 1
-        for step in near:
+        for step in steps:
             if 0 <= place + step < len(self._draft) and token == int(self._draft[place + step]):
                 self._expect = place + step + 1
                 return

@@ -39,7 +39,7 @@ def require_lm_eval() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TQDM_DISABLE", "1")
     try:
-        import lm_eval.api.task
+        import lm_eval.api.task  # noqa: F401 - whether it is there
     except ImportError as problem:
         raise CapabilityError(
             "running tasks needs lm-evaluation-harness",

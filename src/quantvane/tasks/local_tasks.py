@@ -22,6 +22,7 @@ __all__ = ["local_configs"]
 Row = dict[str, Any]
 _MOST_TOKENS = 128
 _PAIR = ("sentence_good", "sentence_bad")
+_FORMS: tuple[tuple[str, ...], ...] = (_PAIR, ("prompt", "choices", "answer"), ("prompt", "answer"))
 
 
 def local_configs(path: Path) -> list[dict[str, Any]]:
@@ -33,7 +34,7 @@ def local_configs(path: Path) -> list[dict[str, Any]]:
     tasks: defaultdict[str, list[Row]] = defaultdict(list)
     fields: tuple[str, ...] = ()
     for where, row in jsonl_rows(path):
-        found = next((f for f in (_PAIR, ("prompt", "choices", "answer"), ("prompt", "answer")) if set(f) <= set(row)), ())
+        found = next((form for form in _FORMS if set(form) <= set(row)), ())
         if not found or (fields and found != fields):
             raise damaged(
                 where,

@@ -1,4 +1,4 @@
-"""Log-likelihoods of given continuations, many sequences together, and how far a reference's distributions lie from them."""
+"""Log-likelihoods of given continuations, many together, and the divergence from a reference at their positions."""
 
 from __future__ import annotations
 
@@ -85,6 +85,8 @@ def _calls(items: Sequence[Continuation], decoder: Decoder, width: int) -> Itera
             count = end - at if at >= item.context - 1 else 0
             yield [(index, at + 1, Feed(0, at, item.tokens[at:end], count))]
             at = end
+    if call:
+        yield call
 
 
 def score(
