@@ -98,10 +98,12 @@ def main() -> None:
             parser.error("--reference, --cohort and --tasks are needed")
         run(args)
     text = table(json.loads(args.out.read_text(encoding="utf-8")))
+    print(text)
+    if args.limit is not None:
+        return  # a trial: the page keeps the table of whole tasks
     page = PAGE.read_text(encoding="utf-8")
     head, rest = page.split(BEGIN)
     PAGE.write_text(f"{head}{BEGIN}\n{text}\n{END}{rest.split(END)[1]}", encoding="utf-8")
-    print(text)
 
 
 if __name__ == "__main__":
