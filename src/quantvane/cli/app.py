@@ -15,6 +15,8 @@ __all__ = ["COMMANDS", "cli", "main"]
 
 # name → module under quantvane.cli; loaded when asked for, so that --help stays light.
 COMMANDS = {
+    "bench": "bench",
+    "choose": "choose",
     "compare": "compare",
     "demo": "demo",
     "flips": "flips",

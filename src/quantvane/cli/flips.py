@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from quantvane.run.flips import CandidateFlips, FlipsResult
     from quantvane.types import Interval
 
-__all__ = ["command", "pairs_of"]
+__all__ = ["command", "pairs_of", "print_flips"]
 
 
 def pairs_of(values: tuple[str, ...], option: str, *, bare: bool = False) -> dict[str, str]:
@@ -73,6 +73,7 @@ def pairs_of(values: tuple[str, ...], option: str, *, bare: bool = False) -> dic
     help="What truncated, unparsed, timeout or error counts as: wrong, correct, scored or excluded. "
     "By default truncated is scored, the others are wrong.",
 )  # fmt: skip
+@click.option("--noise", type=click.Path(), help="Outcomes of BASE itself under another setting: the noise floor.")
 @json_option
 def command(
     base: str,
@@ -85,6 +86,7 @@ def command(
     names: tuple[str, ...],
     alpha: float,
     counts_as: tuple[str, ...],
+    noise: str | None,
     as_json: bool,
 ) -> None:
     """Compare outcomes per item: what CAND lost, won and changed against BASE, and what that proves.
@@ -107,15 +109,16 @@ def command(
     )
     result = flips(
         base, candidates, margin=margin, tasks=tasks, names=names, options=options,
-        counts_as=pairs_of(counts_as, "--counts-as"), alpha=alpha,
+        counts_as=pairs_of(counts_as, "--counts-as"), alpha=alpha, noise=noise,
     )  # fmt: skip
     if as_json:
         print_json(result.to_dict())
     else:
-        _print(result)
+        print_flips(result)
 
 
-def _print(result: FlipsResult) -> None:
+def print_flips(result: FlipsResult) -> None:
+    """A table and notes for every candidate."""
     from rich.console import Console
 
     console = Console()
@@ -135,15 +138,24 @@ def _table(result: FlipsResult, candidate: CandidateFlips) -> Table:
         "n", "reference", "candidate", f"Δ [{level}%]", "drops", "leapfrogs", "sidesteps", "D", "p", "p (Holm)",
         "p (equivalent)", "verdict", "items needed", "e",
     )  # fmt: skip
-    for name in columns:
+    for name in (*columns, *(["floor"] if candidate.noise else [])):
         table.add_column(escape(name), justify="left" if name == "verdict" else "right")
     rows = list(candidate.tasks.items())
     for task, found in rows:
-        table.add_row(escape(task), *map(escape, _cells(found, candidate.holm_p[task])))
+        cells = _cells(found, candidate.holm_p[task]) + _floor(candidate, task)
+        table.add_row(escape(task), *map(escape, cells))
     if len(rows) > 1:
         table.add_section()
-        table.add_row("pooled", *map(escape, _cells(candidate.pooled, None)))
+        table.add_row("pooled", *map(escape, _cells(candidate.pooled, None) + _floor(candidate, "(pooled)")))
     return table
+
+
+def _floor(candidate: CandidateFlips, task: str) -> list[str]:
+    """Flips of the reference against itself; ≤ where the candidate has no more than that."""
+    if not candidate.noise:
+        return []
+    found = candidate.noise[task]
+    return [f"{'≤ ' if found.inside else ''}{found.drops + found.leapfrogs}"]
 
 
 def _cells(found: OutcomeComparison, adjusted: float | None) -> list[str]:
@@ -190,6 +202,13 @@ def _footer(candidate: CandidateFlips) -> str:
         lines.append("; ".join(apart))
     if pooled.states.excluded:
         lines.append(f"{pooled.states.excluded} items excluded")
+    if "(pooled)" in candidate.noise:
+        floor = candidate.noise["(pooled)"]
+        lines.append(
+            f"noise floor: the reference against itself has {floor.drops} drops and {floor.leapfrogs} leapfrogs, "
+            f"{floor.shared} of them on items that flip here"
+            + ("; no more flips than the floor: no evidence of a difference" if floor.inside else "")
+        )
     notes = {found.delta.reason: task for task, found in candidate.tasks.items() if found.delta.reason}
     lines += [f"interval of {task}: {note}" for note, task in notes.items()]
     decided = pooled.eprocess.decided_at

@@ -75,7 +75,7 @@ def progress() -> Iterator[Any]:
                     description=f"measuring ({event['models']} models, {event['job']})",
                     total=event["total"],
                     completed=event["done"],
-                    rate=f"{speed:,.0f} tokens/s",
+                    rate=f"{speed:,.0f} {event.get('unit', 'tokens')}/s",
                 )
             elif kind == "summarizing":
                 bar.update(task, description="resampling and drawing", total=None, rate="")

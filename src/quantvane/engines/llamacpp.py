@@ -16,6 +16,7 @@ from quantvane.engines.base import EngineInfo, Vocabulary, Weights
 from quantvane.engines.gguf_file import check_gguf, gguf_shards, read_weights, sha256_file
 from quantvane.engines.gguf_head import read_gguf_head
 from quantvane.engines.llamacpp_batch import Batch, group_windows
+from quantvane.engines.llamacpp_generate import LlamaDecoder
 from quantvane.engines.output_head import OutputHead
 from quantvane.engines.settings import Setting, boolean, choice, integer, read_settings
 from quantvane.errors import CapabilityError, EngineError, ModelFileError
@@ -135,19 +136,30 @@ class LlamaCpp:
                 remedy="check the file, or update llama-cpp-python for new architectures",
             )
 
-    def _open_context(self, hidden: bool = False) -> Any:
-        lib, given = self._lib, self._settings
-        self._sequences = max(1, given["n_batch"] // self._context)
-        params = lib.llama_context_default_params()
-        params.n_ctx = self._sequences * self._context
-        params.n_batch = min(given["n_batch"], params.n_ctx)
-        params.n_ubatch = min(given["n_ubatch"], params.n_batch)
-        params.n_seq_max = self._sequences
+    def _parameters(self) -> Any:
+        """Context parameters under the engine's settings; how many tokens and sequences is the caller's affair."""
+        given = self._settings
+        params = self._lib.llama_context_default_params()
+        params.n_batch, params.n_ubatch = given["n_batch"], given["n_ubatch"]
         params.n_threads = params.n_threads_batch = self._threads
         params.type_k, params.type_v = _CACHE_TYPES[given["cache_type_k"]], _CACHE_TYPES[given["cache_type_v"]]
         params.flash_attn_type = _FLASH[given["flash_attn"]]
         params.offload_kqv = given["offload_kqv"]
         params.no_perf = True
+        return params
+
+    def decoder(self, context: int, slots: int) -> LlamaDecoder:
+        """Many sequences of up to ``context`` tokens at once, in a context of their own."""
+        return LlamaDecoder(self._lib, self._model, self._parameters(), context, slots, self._logged.tail)
+
+    def _open_context(self, hidden: bool = False) -> Any:
+        lib, given = self._lib, self._settings
+        self._sequences = max(1, given["n_batch"] // self._context)
+        params = self._parameters()
+        params.n_ctx = self._sequences * self._context
+        params.n_batch = min(given["n_batch"], params.n_ctx)
+        params.n_ubatch = min(given["n_ubatch"], params.n_batch)
+        params.n_seq_max = self._sequences
         if hidden:
             params.embeddings, params.pooling_type = True, lib.LLAMA_POOLING_TYPE_NONE
         context = lib.llama_init_from_model(self._model, params)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quantvane.direction.compare import OutcomeComparison, compare_outcomes
-from quantvane.direction.states import declared
+from quantvane.direction.states import count_as, declared
 from quantvane.errors import DataError, SpecError
 from quantvane.stats.multiplicity import holm
 from quantvane.tasks.outcomes import Alignment, Outcome, OutcomeSet, align, first_few
@@ -19,32 +19,59 @@ if TYPE_CHECKING:
     import pandas
     import pyarrow
 
-__all__ = ["CandidateFlips", "FlipsResult", "compare_sets", "flips"]
+__all__ = ["POOLED", "CandidateFlips", "FlipsResult", "FloorFlips", "compare_sets", "flips"]
 
 POOLED = "(pooled)"
 
 
 @dataclass(frozen=True, slots=True)
+class FloorFlips:
+    """The reference against itself under another setting, on the same items.
+
+    Attributes:
+        drops, leapfrogs: of that floor. shared: items that flip for the candidate as well.
+        inside: whether the candidate has no more flips than the floor: then they are no evidence of anything.
+    """
+
+    drops: int
+    leapfrogs: int
+    shared: int
+    inside: bool
+
+
+@dataclass(frozen=True, slots=True)
 class CandidateFlips:
-    """One candidate: pooled over all tasks, and each task with its McNemar p-value adjusted over the tasks."""
+    """One candidate: pooled over all tasks, and each task with its McNemar p-value adjusted over the tasks.
+
+    Attributes:
+        checked: how many items' prompts and settings could be compared.
+        noise: task, or "(pooled)" → `FloorFlips`; empty where no noise floor was given.
+    """
 
     name: str
     pooled: OutcomeComparison
     tasks: Mapping[str, OutcomeComparison]
     holm_p: Mapping[str, float]
     checked: Mapping[str, int]
+    noise: Mapping[str, FloorFlips] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         tasks = {
-            task: found.to_dict() | {"holm_p": None if math.isnan(self.holm_p[task]) else self.holm_p[task]}
+            task: found.to_dict()
+            | {"holm_p": None if math.isnan(self.holm_p[task]) else self.holm_p[task]}
+            | self._noise(task)
             for task, found in self.tasks.items()
         }
         return {
             "name": self.name,
-            "pooled": self.pooled.to_dict(),
+            "pooled": self.pooled.to_dict() | self._noise(POOLED),
             "tasks": tasks,
             "checked": dict(self.checked),
         }
+
+
+    def _noise(self, task: str) -> dict[str, Any]:
+        return {"noise": asdict(self.noise[task])} if task in self.noise else {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +151,7 @@ def flips(
     options: ReadOptions | None = None,
     counts_as: Mapping[str, str] | None = None,
     alpha: float = 0.05,
+    noise: str | Path | None = None,
 ) -> FlipsResult:
     """Paired direction analysis of outcome files.
 
@@ -135,6 +163,7 @@ def flips(
         options: which filter, metric or column counts where a file holds several.
         counts_as: outcome state → "wrong", "correct", "scored" or "excluded".
         alpha: level of the tests; intervals cover 1 − alpha.
+        noise: outcomes of the reference itself under another setting: the noise floor.
 
     Raises:
         DataError: unreadable files, items that do not match.
@@ -151,7 +180,8 @@ def flips(
     given = list(names) if len(names) == len(candidates) + 1 else ["", *(names or [""] * len(candidates))]
     declared(counts_as)  # a wrong declaration fails before anything is read
     sets = [read_outcomes(path, name, options) for path, name in zip([base, *candidates], given, strict=True)]
-    return compare_sets(sets[0], sets[1:], margin=margin, tasks=tasks, counts_as=counts_as, alpha=alpha)
+    floor = read_outcomes(noise, "", options) if noise is not None else None
+    return compare_sets(sets[0], sets[1:], margin=margin, tasks=tasks, counts_as=counts_as, alpha=alpha, noise=floor)
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +199,7 @@ def compare_sets(
     tasks: Sequence[str] = (),
     counts_as: Mapping[str, str] | None = None,
     alpha: float = 0.05,
+    noise: OutcomeSet | None = None,
 ) -> FlipsResult:
     """`flips` for outcomes already read."""
     names = [candidate.name for candidate in candidates]
@@ -182,23 +213,59 @@ def compare_sets(
         )
     setting = _Setting(margin, alpha, counts_as)
     ref = reference.only(tasks)
-    found = [_candidate(align(ref, c.only(tasks)), c.name, setting) for c in candidates]
+    floor = _flipped(align(ref, noise.only(tasks)), setting) if noise is not None else None
+    found = [_candidate(align(ref, c.only(tasks)), c.name, setting, floor) for c in candidates]
     return FlipsResult(margin, reference.name, tuple(found))
 
 
-def _candidate(pairs: Alignment, name: str, setting: _Setting) -> CandidateFlips:
+_Signs = dict[tuple[str, str], int]
+
+
+def _flipped(pairs: Alignment, setting: _Setting) -> _Signs:
+    """(task, item) → −1 for a drop, 1 for a leapfrog, for every item that flipped, states counted as declared."""
+    found: _Signs = {}
+    for task in pairs.tasks:
+        sides = (task.reference, task.candidate)
+        (ref, ref_in), (cand, cand_in) = (
+            count_as([bool(o.correct) for o in side], [o.state for o in side], setting.counts_as) for side in sides
+        )
+        signs = (cand.astype(int) - ref.astype(int)) * (ref_in & cand_in)
+        found |= {o.key: int(sign) for o, sign in zip(task.reference, signs, strict=True) if sign}
+    return found
+
+
+def _floors(flipped: _Signs, floor: _Signs) -> dict[str, FloorFlips]:
+    out = {}
+    for task in [*dict.fromkeys(key[0] for key in [*flipped, *floor]), POOLED]:
+        own, noise = (
+            {k: v for k, v in signs.items() if task in (k[0], POOLED)} for signs in (flipped, floor)
+        )
+        out[task] = FloorFlips(
+            sum(v < 0 for v in noise.values()),
+            sum(v > 0 for v in noise.values()),
+            len(own.keys() & noise.keys()),
+            len(own) <= len(noise),
+        )
+    return out
+
+
+def _candidate(pairs: Alignment, name: str, setting: _Setting, floor: _Signs | None) -> CandidateFlips:
     found = {t.task: _compare(t.reference, t.candidate, setting) for t in pairs.tasks}
     everything = (
         [o for t in pairs.tasks for o in t.reference],
         [o for t in pairs.tasks for o in t.candidate],
     )
     adjusted = holm([c.mcnemar_p for c in found.values()])
+    noise = {} if floor is None else _floors(_flipped(pairs, setting), floor)
+    if floor is not None:
+        noise |= {task: FloorFlips(0, 0, 0, True) for task in found if task not in noise}
     return CandidateFlips(
         name,
         _compare(*everything, setting),
         found,
         dict(zip(found, adjusted, strict=True)),
         {"items": pairs.items, "prompts": pairs.prompts, "settings": pairs.settings},
+        noise,
     )
 
 

@@ -22,7 +22,7 @@ from quantvane.store.atomic import make_directory, read_json, write_json
 from quantvane.store.journal import Journal
 from quantvane.store.manifest import package_versions
 
-__all__ = ["Emit", "agree", "do_job", "info_record", "journal_path", "kernel_of", "measure",
+__all__ = ["Emit", "add_model", "agree", "do_job", "info_record", "journal_path", "kernel_of", "measure",
            "opened", "processor"]  # fmt: skip
 
 Emit = Callable[[dict[str, Any]], None]
@@ -112,7 +112,7 @@ def do_job(
                 require(engine, "logits", "measuring displacement")
                 check_vocabulary(reference, engine, name, prepared.samples)
                 record = info_record(name, model, engine.info)
-                _add_model(out, "floor" if job.is_floor else "candidates", record)
+                add_model(out, "floor" if job.is_floor else "candidates", record)
             total = sum(len(w.tokens) for unit in todo for w in unit)
             done = sum(len(w.tokens) for unit in todo[: journal.frames] for w in unit)
             progress = {"event": "progress", "job": job.id, "total": total, "models": len(models) + 1}
@@ -196,7 +196,7 @@ def _short(value: Any) -> str:
     return text if len(text) < 120 else text[:117] + "…"
 
 
-def _add_model(out: Path, section: str, record: dict[str, Any]) -> None:
+def add_model(out: Path, section: str, record: dict[str, Any]) -> None:
     """Note who computed a candidate; a continued run must have the same one."""
     path = out / "manifest.json"
     manifest = read_json(path)

@@ -20,7 +20,7 @@ __all__ = ["main", "perform"]
 
 
 def perform(request: dict[str, Any], emit: Any) -> None:
-    """Do what a request asks for: ``measure``, ``record`` or ``quantize``."""
+    """Do what a request asks for: ``measure``, ``record``, ``bench`` or ``quantize``."""
     if request["task"] == "quantize":
         from quantvane.engines.quantize import quantize_file
 
@@ -31,6 +31,12 @@ def perform(request: dict[str, Any], emit: Any) -> None:
         from quantvane.run.recording import record_reference
 
         record_reference(RecordSpec.from_dict(request["spec"]), Path(request["out"]), emit)
+        return
+    if request["task"] == "bench":
+        from quantvane.run.bench_plan import BenchSpec
+        from quantvane.run.bench_work import bench_models
+
+        bench_models(BenchSpec.from_dict(request["spec"]), Path(request["out"]), emit)
         return
     from quantvane.run.measure import measure
     from quantvane.run.plan import CompareSpec, Job
