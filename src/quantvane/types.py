@@ -21,7 +21,7 @@ class Window:
     Attributes:
         tokens: (n,) int32, exactly as fed to the model (BOS already in place).
         targets: (n,) int32; ``targets[i]`` is the token that position i's logits are scored on.
-        scored: (n,) bool; True where position i is scored. Its last entry is always False.
+        scored: (n,) bool; True where position i is scored.
         index: the window's number within the run, from 0.
         corpus: number of the corpus (``--text`` file), from 0.
         document: number of the document within the corpus, from 0.

@@ -1,0 +1,5 @@
+"""``python -m quantvane``."""
+
+from quantvane.cli import main
+
+main()

@@ -1,0 +1,25 @@
+"""``quantvane report``: the report again, from stored tables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from quantvane.cli.options import json_option
+from quantvane.cli.output import print_comparison
+
+__all__ = ["command"]
+
+
+@click.command("report")
+@click.argument("run", metavar="RUN", type=click.Path())
+@json_option
+def command(run: str, as_json: bool) -> None:
+    """Rebuild summary, charts and report of a finished RUN directory; no model is loaded."""
+    from quantvane.run.compare import open_run  # here, so that --help loads no numerics
+    from quantvane.run.finish import write_report
+
+    result = open_run(Path(run))
+    write_report(result.out, result.summary)
+    print_comparison(result, as_json)

@@ -1,0 +1,161 @@
+"""Candidates ranked by mean KL divergence, with ties called ties."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy import special
+
+from quantvane.displacement._columns import Columns, interval_of
+from quantvane.stats.multiplicity import holm
+from quantvane.stats.resampling import Resampling, ratio_intervals, ratio_standard_error
+from quantvane.types import FloatArray, Interval
+
+__all__ = ["Rank", "compare_candidates"]
+
+
+@dataclass(frozen=True, slots=True)
+class Rank:
+    """One candidate's place.
+
+    Attributes:
+        name: the candidate. rank: 1 is the smallest mean kld (equal means: by name).
+        mean: mean kld in nats.
+        behind: paired mean difference to the next better candidate (this − better, nats), with its own
+            unadjusted interval; None for the first.
+        p_holm: Holm-adjusted p-value of that difference; NaN for the first or where there is none.
+        tied_with: names of every candidate it cannot be told apart from. Being tied is not transitive: a
+            may be tied with b and b with c while a and c differ.
+    """
+
+    name: str
+    rank: int
+    mean: Interval
+    behind: Interval | None
+    p_holm: float
+    tied_with: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "rank": self.rank,
+            "kld_mean": self.mean.to_dict(),
+            "behind": None if self.behind is None else self.behind.to_dict(),
+            "p_holm": None if math.isnan(self.p_holm) else self.p_holm,
+            "tied_with": list(self.tied_with),
+        }
+
+
+def compare_candidates(
+    klds: Mapping[str, npt.NDArray[Any]],
+    clusters: npt.NDArray[Any],
+    floor: float | None = None,
+    *,
+    seed: int = 0,
+    resamples: int = 2000,
+    level: float = 0.95,
+) -> list[Rank]:
+    """Rank candidates measured on the same positions.
+
+    Every pair is compared position by position: d = mean(kld_a − kld_b), se linearised over clusters,
+    p = 2·P(t_{G−1} > |d|/se), and the p-values of all k(k−1)/2 pairs are adjusted by Holm's step-down rule.
+    Two candidates are tied when their adjusted p exceeds 1 − level, when the interval of d contains 0, when
+    |d| ≤ ``floor``, or when there are fewer than 2 clusters to judge by. A candidate with an infinite mean is
+    behind every finite one and tied with other infinite ones.
+
+    Args:
+        klds: name → (T,) per-token kld (nats), same positions for all.
+        clusters: (T,) labels of documents or windows.
+        floor: noise floor in nats of mean kld; None or NaN where unknown, then only the interval decides.
+        seed, resamples, level: as in `aggregate`.
+
+    Returns:
+        One Rank per candidate, best first.
+
+    Raises:
+        DataError: lengths differ, no tokens, NaN.
+
+    Sources: Holm (1979), Scand. J. Statist. 6, 65–70.
+    """
+    table = Columns(klds, clusters)
+    values = {name: table.require(name) for name in klds}
+    draws = Resampling(table.groups, seed, resamples)
+    means = {name: _mean(table, kld, draws, level) for name, kld in values.items()}
+    order = sorted(means, key=lambda name: (means[name].value, name))
+    pairs = list(combinations(order, 2))  # (better, worse)
+    differences = _differences(table, values, pairs, draws, level)
+    adjusted = dict(zip(pairs, holm([differences[pair][1] for pair in pairs]), strict=True))
+    least = floor if floor is not None and not math.isnan(floor) else -math.inf
+
+    def tied(pair: tuple[str, str]) -> bool:
+        d = differences[pair][0]
+        # "not (p ≤ α)": an unknown p (NaN) separates nothing
+        return abs(d.value) <= least or d.low <= 0 <= d.high or not adjusted[pair] <= 1 - level
+
+    out = []
+    for i, name in enumerate(order):
+        pair = (order[i - 1], name)
+        others = [other for other in order if other != name]
+        out.append(
+            Rank(
+                name=name,
+                rank=i + 1,
+                mean=means[name],
+                behind=differences[pair][0] if i else None,
+                p_holm=adjusted[pair] if i else math.nan,
+                tied_with=tuple(
+                    o for o in others if tied((o, name) if (o, name) in differences else (name, o))
+                ),
+            )
+        )
+    return out
+
+
+def _mean(table: Columns, kld: FloatArray, draws: Resampling, level: float) -> Interval:
+    bad = int(np.count_nonzero(~np.isfinite(kld)))
+    if bad:
+        return interval_of(float(np.mean(kld)), bad, len(kld))
+    sums = table.sums(kld)[None, :], table.sums(None)[None, :]
+    return ratio_intervals(*sums, ["log"], draws, level)[0]
+
+
+def _differences(
+    table: Columns,
+    values: Mapping[str, FloatArray],
+    pairs: list[tuple[str, str]],
+    draws: Resampling,
+    level: float,
+) -> dict[tuple[str, str], tuple[Interval, float]]:
+    """Pair (better, worse) → (worse − better with its interval, p-value)."""
+    finite = {name: bool(np.isfinite(kld).all()) for name, kld in values.items()}
+    out: dict[tuple[str, str], tuple[Interval, float]] = {}
+    rows = []
+    for better, worse in pairs:
+        if finite[better] and finite[worse]:
+            rows.append(((better, worse), table.sums(values[worse] - values[better])))
+        elif finite[better]:
+            out[better, worse] = Interval(math.inf, reason="the mean is infinite", level=level), 0.0
+        else:
+            out[better, worse] = Interval(math.nan, reason="both means are infinite", level=level), math.nan
+    if rows:
+        totals = np.array([sums for _, sums in rows])
+        sizes = np.tile(table.sums(None), (len(rows), 1))
+        made = ratio_intervals(totals, sizes, ["real"] * len(rows), draws, level)
+        for (pair, sums), interval in zip(rows, made, strict=True):
+            out[pair] = interval, _p_value(*ratio_standard_error(sums, table.sums(None)))
+    return out
+
+
+def _p_value(value: float, error: float, groups: int) -> float:
+    """Two-sided, of a mean difference of 0; NaN below 2 clusters."""
+    if groups < 2:
+        return math.nan
+    if error == 0:
+        return 1.0 if value == 0 else 0.0
+    return float(2 * special.stdtr(groups - 1, -abs(value) / error))

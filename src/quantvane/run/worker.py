@@ -1,0 +1,72 @@
+"""The child process that holds the models: ``python -m quantvane.run.worker``.
+
+A damaged or hostile model file can abort the C++ library that reads it. It then takes this process with it
+and not the command. The request comes as JSON on standard input; events go out as JSON lines on the
+descriptor named first on the command line, so that nothing a library prints can mix with them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from quantvane.errors import EngineError, QuantvaneError
+
+__all__ = ["main", "perform"]
+
+
+def perform(request: dict[str, Any], emit: Any) -> None:
+    """Do what a request asks for: ``measure`` or ``quantize``."""
+    if request["task"] == "quantize":
+        from quantvane.engines.quantize import quantize_file
+
+        quantize_file(request["source"], Path(request["target"]), request["type"], request.get("imatrix"))
+        return
+    from quantvane.run.measure import measure
+    from quantvane.run.plan import CompareSpec, Job
+
+    jobs = [Job.from_dict(job) for job in request["jobs"]]
+    measure(CompareSpec.from_dict(request["spec"]), jobs, Path(request["out"]), emit)
+
+
+def _die_with_parent() -> None:
+    """Ask the kernel to end this process when its parent dies, ``kill -9`` included (Linux)."""
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+def main(descriptor: int) -> int:
+    """Read the request, do it, report; 0 when done, 1 after an error event."""
+    _die_with_parent()
+    with os.fdopen(descriptor, "w", encoding="utf-8") as events:
+
+        def emit(event: dict[str, Any]) -> None:
+            events.write(json.dumps(event) + "\n")
+            events.flush()
+
+        try:
+            perform(json.load(sys.stdin), emit)
+        except QuantvaneError as problem:
+            emit({"event": "error", "error": problem.to_dict()})
+            return 1
+        except MemoryError:
+            error = EngineError(
+                "out of memory",
+                expected="enough memory for the models and their buffers",
+                got="an allocation failed",
+                remedy="a smaller --ctx, fewer candidates, or ?n_batch=…",
+            )
+            emit({"event": "error", "error": error.to_dict()})
+            return 1
+        emit({"event": "done"})
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(int(sys.argv[1])))

@@ -1,0 +1,119 @@
+"""The token table: one row a scored position, one Parquet file a candidate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from quantvane.errors import OutputError
+from quantvane.store.atomic import atomic_path
+from quantvane.types import TOKEN_FIELDS, Window
+
+__all__ = ["SCHEMA", "SCHEMA_VERSION", "columns_of", "token_batch", "write_tokens"]
+
+SCHEMA_VERSION = 1
+_INT = ("top1_ref", "top1_cand", "rank_in_cand")
+# Divergences keep float64: a self-comparison must read 0 and a good quant differs in the sixth digit.
+SCHEMA = pa.schema(
+    [
+        pa.field("corpus", pa.int16()),
+        pa.field("document", pa.int32()),
+        pa.field("window", pa.int32()),
+        pa.field("position", pa.int32()),
+        pa.field("token", pa.int32()),
+        pa.field("category", pa.dictionary(pa.int16(), pa.string())),
+        *[
+            pa.field(name, pa.bool_() if name == "same_top1" else pa.int32() if name in _INT else pa.float64())
+            for name in TOKEN_FIELDS
+        ],
+    ],
+    metadata={"quantvane.schema": str(SCHEMA_VERSION)},
+)
+_ROW_GROUP = 1 << 16
+
+
+def token_batch(window: Window, metrics: Mapping[str, Any]) -> Any:
+    """One window's rows as a record batch of `SCHEMA`; ``metrics`` maps `TOKEN_FIELDS` to (rows,) arrays."""
+    positions = np.flatnonzero(window.scored).astype(np.int32)
+    rows = len(positions)
+    category = pa.DictionaryArray.from_arrays(
+        pa.array(np.zeros(rows, np.int16)), pa.array([window.category], pa.string())
+    )
+    arrays: list[Any] = [
+        pa.array(np.full(rows, window.corpus, np.int16)),
+        pa.array(np.full(rows, window.document, np.int32)),
+        pa.array(np.full(rows, window.index, np.int32)),
+        pa.array(positions),
+        pa.array(window.targets[window.scored].astype(np.int32)),
+        category,
+    ]
+    arrays += [pa.array(np.ascontiguousarray(metrics[name])) for name in TOKEN_FIELDS]
+    return pa.RecordBatch.from_arrays(arrays, schema=SCHEMA)
+
+
+def write_tokens(path: Path, batches: Iterable[Any]) -> int:
+    """Write batches of `SCHEMA` as one Parquet file, atomically; returns the number of rows.
+
+    Row groups have a fixed size whatever the batches' sizes are, so the bytes depend on the rows alone.
+    """
+    rows = 0
+    held: list[Any] = []
+    held_rows = 0
+    with atomic_path(path) as temporary, pq.ParquetWriter(
+        temporary, SCHEMA, compression="zstd", use_dictionary=["category", "corpus", "document", "window"]
+    ) as writer:
+        def flush(everything: bool) -> None:
+            nonlocal held, held_rows
+            table = pa.Table.from_batches(held, SCHEMA).unify_dictionaries().combine_chunks()
+            whole = table.num_rows if everything else table.num_rows // _ROW_GROUP * _ROW_GROUP
+            for start in range(0, whole, _ROW_GROUP):
+                writer.write_table(table.slice(start, min(_ROW_GROUP, whole - start)))
+            rest = table.slice(whole)
+            held, held_rows = rest.to_batches(), rest.num_rows
+
+        for batch in batches:
+            held.append(batch)
+            held_rows += batch.num_rows
+            rows += batch.num_rows
+            if held_rows >= _ROW_GROUP:
+                flush(False)
+        flush(True)
+    return rows
+
+
+def columns_of(path: Path, names: Iterable[str]) -> dict[str, Any]:
+    """Columns of a token table as numpy arrays (category as strings).
+
+    Raises:
+        OutputError: missing, damaged, or written under another schema version.
+    """
+    try:
+        table = pq.read_table(path, columns=list(names))
+        version = (table.schema.metadata or {}).get(b"quantvane.schema", b"?").decode()
+    except (OSError, pa.ArrowInvalid) as problem:
+        raise OutputError(
+            f"cannot read the token table '{path}'",
+            expected="a Parquet file written by quantvane",
+            got=str(problem),
+            remedy="run the command that makes it again",
+        ) from None
+    if version != str(SCHEMA_VERSION):
+        raise OutputError(
+            f"'{path}' was written under another schema",
+            expected=f"schema {SCHEMA_VERSION}",
+            got=f"schema {version}",
+            remedy="measure again with this version",
+        )
+    return {
+        name: table[name].cast(pa.string()).to_numpy(zero_copy_only=False)
+        if name == "category"
+        else table[name].to_numpy()
+        for name in table.column_names
+    }
+
+
