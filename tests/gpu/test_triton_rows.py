@@ -15,6 +15,7 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 if not (torch.cuda.is_available() or INTERPRETED):
     pytest.skip("no CUDA device", allow_module_level=True)
 
+from quantvane.displacement.metrics import token_metrics  # noqa: E402
 from quantvane.displacement.ops import triton_head, triton_rows  # noqa: E402
 from quantvane.errors import DataError  # noqa: E402
 from quantvane.types import TOKEN_FIELDS  # noqa: E402
@@ -74,7 +75,10 @@ def compare(
         np.testing.assert_array_equal(got[~finite], want[~finite], err_msg=name)
         scale = np.abs(want[finite]) if name.startswith("lambda") else np.maximum(1.0, np.abs(want[finite]))
         error = np.abs(got[finite] - want[finite]) / np.where(scale > 0, scale, 1.0)
-        assert error.max(initial=0.0) <= TOLERANCE.get(name, 1e-6), (name, error)
+        limit = np.full(error.shape, TOLERANCE.get(name, 1e-6))
+        if name.startswith("lambda"):  # float32 exponents of entries so far below the largest are rounded more
+            limit[want[finite] < 1e-9] = 4e-6
+        assert (error <= limit).all(), (name, error)
 
 
 @pytest.mark.parametrize(
@@ -159,3 +163,19 @@ def test_arguments_that_do_not_fit_are_refused() -> None:
         triton_rows.rows_all(x, x, y, 0)
     with pytest.raises(DataError, match="fit together"):
         triton_head.head_peer(x, x, triton_head.Heads(x[:, :4], x), y)
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the backend asks for CUDA")
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_the_backend_agrees_with_numpy(dtype: type) -> None:
+    ref, cand, tokens = draw(4099, "peaked")
+    x, z = ref.numpy().astype(dtype), cand.numpy().astype(dtype)
+    got = token_metrics(x, z, tokens.numpy(), "triton")
+    want = token_metrics(x, z, tokens.numpy(), "numpy")
+    for name in TOKEN_FIELDS:
+        left, right = getattr(got, name), getattr(want, name)
+        assert left.dtype == right.dtype, name
+        np.testing.assert_allclose(left, right, rtol=3e-6, atol=3e-6, err_msg=name)
+    z[3, 7] = np.nan
+    with pytest.raises(DataError, match="row 3 of cand_logits"):
+        token_metrics(x, z, tokens.numpy(), "triton")

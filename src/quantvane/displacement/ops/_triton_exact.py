@@ -141,6 +141,7 @@ def _one_row(
     norm_b = tl.log(1.0 + sb)
     # d is needed to better than p and q are: its constant part has a second word.
     apart = (top_a + norm_a) - (top_b + norm_b)
+    apart = tl.where(tl.abs(apart) < 1e-13, 0.0, apart)  # rounding of equal normalisers
     apart_high = apart.to(tl.float32)
     apart_low = (apart - apart_high.to(tl.float64)).to(tl.float32)
     HALF: tl.constexpr = BLOCK // 2
@@ -164,15 +165,16 @@ def _one_row(
         both = some_a & some_b
         # 0·ln 0 = 0; a −inf on one side alone makes a divergence infinite, as it should.
         d = tl.where(some_a | some_b, ((b - a) + apart_high) + apart_low, 0.0)
-        kld += tl.where(some_a, (q - p) - p * d, q)
-        kld_rev += tl.where(some_b, (p - q) + q * d, p)
+        same = d == 0.0  # exactly, where a fused q − p would leave a rounding error
+        kld += tl.where(same, 0.0, tl.where(some_a, (q - p) - p * d, q))
+        kld_rev += tl.where(same, 0.0, tl.where(some_b, (p - q) + q * d, p))
         # p ln(p/m) + q ln(q/m), m = (p+q)/2
         u = tl.exp(-tl.abs(d))
         jensen = -(tl.maximum(p, q) * ((1.0 + u) * tl.log(0.5 + 0.5 * u))) - tl.minimum(p, q) * tl.abs(d)
-        jsd += tl.where(both, jensen, (p + q) * 0.6931471805599453)
-        tv += tl.abs(p - q)
+        jsd += tl.where(both, tl.where(same, 0.0, jensen), (p + q) * 0.6931471805599453)
+        tv += tl.where(same, 0.0, tl.abs(p - q))
         root = tl.sqrt(p) - tl.sqrt(q)
-        h2 += root * root
+        h2 += tl.where(same, 0.0, root * root)
         entropy_a += tl.where(some_a, p * (ma - a), 0.0)
         entropy_b += tl.where(some_b, q * (mb - b), 0.0)
     token = tl.load(tokens + row)
@@ -206,15 +208,15 @@ def _one_row(
 
 @triton.jit(do_not_specialize=["T"])
 def exact_kernel(
-    ref, cand, tokens, out, out_int, pair, ranks, flags, stride_ref, stride_cand, V, T, first_row, last_row,
+    ref, cand, tokens, out, out_int, pair, ranks, flags, stride_ref, stride_cand, V, T,
     K: tl.constexpr, KC: tl.constexpr, ALL: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Rows first_row … last_row − 1 where flags (T,) is not 0; every program takes each n-th of them.
+    """The rows where flags (T,) is not 0; every program takes each n-th of them.
 
     Writes out (12, T) and out_int (3, T) as ``finish_kernel`` does, and with ALL pair (5, T) and ranks (T,)
     as ``pair_kernel`` does. A row with a NaN, a +inf or no finite logit gets NaN everywhere and indices −1.
     """
-    for row in range(first_row + tl.program_id(0), last_row, tl.num_programs(0)):
+    for row in range(tl.program_id(0), T, tl.num_programs(0)):
         if tl.load(flags + row) != 0:
             _one_row(
                 ref, cand, tokens, out, out_int, pair, ranks, stride_ref, stride_cand, V, T, row,

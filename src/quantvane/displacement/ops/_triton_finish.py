@@ -1,4 +1,4 @@
-"""Triton: from the cells and sums of a row to its metrics, λ_max and its top entries (one kernel)."""
+"""Triton: from the cells and sums of a row to its metrics, λ_max and its top entries (two kernels)."""
 
 # mypy: disable-error-code="misc, no-untyped-def, no-untyped-call, untyped-decorator, no-any-return"
 from __future__ import annotations
@@ -8,7 +8,7 @@ import triton.language as tl
 
 from quantvane.displacement.ops._triton_span import LOG2E
 
-__all__ = ["FINISH_FIELDS", "finish_kernel", "store_fields"]
+__all__ = ["FINISH_FIELDS", "finish_kernel", "overlap_kernel", "store_fields"]
 
 _LOG2E = tl.constexpr(LOG2E)
 _LN2 = tl.constexpr(0.6931471805599453)
@@ -70,13 +70,13 @@ def _lambda_max(p, p1, at_top, q1, q2, q3):
     tied = p2 >= p1 * 0.9999999
     settled = tl.abs(step) < 3e-6 * lam
     lam = tl.where(tied, p1, lam)
-    # The rounding of its exponent costs an entry 2⁻³⁰ times the largest a relative 1e-6.
-    return lam, (s > 1e-9) & (tied | (settled & (width < _CERTAIN) & (outgrown == 0)))
+    # Below 1e-20 float32 exponentials underflow.
+    return lam, (s > 1e-20) & (tied | (settled & (width < _CERTAIN) & (outgrown == 0)))
 
 
 @triton.jit
 def _select(
-    v, ids, top, row, V,
+    v, ids, row, V,
     CELLS: tl.constexpr, THREADS: tl.constexpr, VEC: tl.constexpr, INNER: tl.constexpr, WIDE: tl.constexpr,
     K: tl.constexpr, KC: tl.constexpr,
 ):  # fmt: skip
@@ -89,7 +89,7 @@ def _select(
     picked = tl.full((KC,), -1, tl.int32)
     # Non-negative floats order as their bits do: the low bits make room for the cell's number.
     keys = (v.to(tl.int32, bitcast=True) & ~(CELLS - 1)) | ids
-    reach = (top.to(tl.int32, bitcast=True) & ~(CELLS - 1)) - CELLS
+    reach = tl.full((), 2147483647, tl.int32)
     for i in range(KC):
         key = tl.max(tl.max(keys, axis=0), axis=0)
         if i < K:
@@ -118,9 +118,9 @@ def _side(
     held, moments, tops, top_cols, row, V, cells, n_parts,
     CELLS: tl.constexpr, BINS: tl.constexpr, MOMENTS: tl.constexpr, PARTS: tl.constexpr,
     THREADS: tl.constexpr, VEC: tl.constexpr, INNER: tl.constexpr, WIDE: tl.constexpr,
-    K: tl.constexpr, KC: tl.constexpr, TRACKED: tl.constexpr,
+    TRACKED: tl.constexpr,
 ):  # fmt: skip
-    """(Z, p_max, λ_max, top columns, sure) of one side of a row; pointers are to that side and row."""
+    """(Z, p_max, λ_max, argmax, sure) of one side of a row; pointers are to that side and row."""
     ids = tl.arange(0, CELLS // MOMENTS)[:, None] * MOMENTS + tl.arange(0, MOMENTS)[None, :]
     v = tl.load(held + ids, mask=ids < n_parts * cells, other=0.0)
     i = tl.arange(0, MOMENTS)
@@ -136,18 +136,17 @@ def _side(
     lam, sure = _lambda_max(
         v * inv, top * inv, ids == where, r1 * inv, r2 * inv * inv, (r3 * inv) * (inv * inv)
     )
-    slot = tl.arange(0, KC)
     if TRACKED:
         part = tl.arange(0, PARTS)
         x = tl.load(tops + part, mask=part < n_parts, other=float("-inf"))
         col = tl.load(top_cols + part, mask=part < n_parts, other=2147483647)
         first = tl.min(tl.where(x == tl.max(x, axis=0), col, 2147483647), axis=0)
-        chosen = tl.where(slot == 0, first, -1)
     else:
-        chosen, enough = _select(v, ids, top, row, V, CELLS, THREADS, VEC, INNER, WIDE, K, KC)
+        chosen, enough = _select(v, ids, row, V, CELLS, THREADS, VEC, INNER, WIDE, 1, 4)
+        first = tl.max(chosen, axis=0)
         sure = sure & enough
     sure = sure & (z > 1e-30) & (z < 1e37) & (tl.sum(r3, axis=0) < 1e37)
-    return z, top.to(tl.float64) / z, lam, chosen, sure
+    return z, top.to(tl.float64) / z, lam, first, sure
 
 
 @triton.jit
@@ -171,33 +170,33 @@ def store_fields(out, row, T, kld, nll_a, nll_b, entropy_a, entropy_b, pa, pb, l
 @triton.jit(do_not_specialize=["T"])
 def finish_kernel(
     held, moments, totals, shifts, observed, tops, top_cols, ref, cand, out, out_int, flags,
-    stride_ref, stride_cand, V, T, first_row, cells, n_parts,
+    stride_ref, stride_cand, V, T, cells, n_parts,
     CELLS: tl.constexpr, BINS: tl.constexpr, MOMENTS: tl.constexpr, PARTS: tl.constexpr,
     THREADS: tl.constexpr, VEC: tl.constexpr, INNER: tl.constexpr, WIDE: tl.constexpr,
-    K: tl.constexpr, KC: tl.constexpr, TRACKED: tl.constexpr,
+    TRACKED: tl.constexpr,
 ):  # fmt: skip
-    """One program per row from first_row, from what ``span_kernel`` left (n_parts per row).
+    """One program per row, from what ``span_kernel`` left (n_parts per row).
 
-    Writes out (12, T) float64, see ``store_fields``; out_int (3, T) int32: both argmaxes and the number of
-    entries shared by the two top-K sets; flags (T,) int32: 1 where the row must be computed again (λ not
+    Writes out (12, T) float64, see ``store_fields``; out_int (3, T) int32: both argmaxes (the third is left to
+    ``overlap_kernel``); flags (T,) int32: 1 where the row must be computed again (λ not
     certain, more ties than fit, an infinite divergence, −inf, NaN or overflow).
     """
-    row = first_row + tl.program_id(0)
+    row = tl.program_id(0)
     at = row.to(tl.int64)
     side = tl.cast(T, tl.int64)
     h = held + at * n_parts * cells
     m = moments + at * n_parts * 3 * BINS
     k = at * n_parts
-    za, pa, la, list_a, sure_a = _side(
+    za, pa, la, top_a, sure_a = _side(
         h, m, tops + k, top_cols + k, ref + at * stride_ref, V, cells, n_parts,
-        CELLS, BINS, MOMENTS, PARTS, THREADS, VEC, INNER, WIDE, K, KC, TRACKED,
+        CELLS, BINS, MOMENTS, PARTS, THREADS, VEC, INNER, WIDE, TRACKED,
     )  # fmt: skip
     h += side * n_parts * cells
     m += side * n_parts * 3 * BINS
     k += side * n_parts
-    zb, pb, lb, list_b, sure_b = _side(
+    zb, pb, lb, top_b, sure_b = _side(
         h, m, tops + k, top_cols + k, cand + at * stride_cand, V, cells, n_parts,
-        CELLS, BINS, MOMENTS, PARTS, THREADS, VEC, INNER, WIDE, K, KC, TRACKED,
+        CELLS, BINS, MOMENTS, PARTS, THREADS, VEC, INNER, WIDE, TRACKED,
     )  # fmt: skip
     part = tl.arange(0, PARTS)
     total = totals + (at * n_parts + part) * 3
@@ -208,21 +207,44 @@ def finish_kernel(
     cb = tl.load(shifts + side + row).to(tl.float64)
     # The softmax is in base 2 with float32(log2 e); what is in bits is divided by that same number.
     unit = 1.0 / tl.full((), _LOG2E, tl.float64)
-    bits_a = tl.log(za) / _LN2
-    bits_b = tl.log(zb) / _LN2
+    ln_a = tl.log(za)
+    ln_b = tl.log(zb)
+    bits_a = ln_a / _LN2
+    bits_b = ln_b / _LN2
     norm_a = (ca + bits_a) * unit
     norm_b = (cb + bits_b) * unit
-    kld = ((bits_b - bits_a) + (cb - ca)) * unit - su / za
+    kld = ((ln_b - ln_a) / _LN2 + (cb - ca)) * unit - su / za
     nll_a = norm_a - tl.load(observed + row).to(tl.float64)
     nll_b = norm_b - tl.load(observed + side + row).to(tl.float64)
     entropy_a = (bits_a - ta / za) * unit
     entropy_b = (bits_b - tb / zb) * unit
     store_fields(out, row, T, kld, nll_a, nll_b, entropy_a, entropy_b, pa, pb, la, lb, norm_a, norm_b)
-    slot = tl.arange(0, KC)
-    shared = (list_a[:, None] == list_b[None, :]) & (list_a >= 0)[:, None]
-    tl.store(out_int + row, tl.sum(tl.where(slot == 0, list_a, 0), axis=0))
-    tl.store(out_int + side + row, tl.sum(tl.where(slot == 0, list_b, 0), axis=0))
-    tl.store(out_int + 2 * side + row, tl.sum(tl.sum(shared.to(tl.int32), axis=1), axis=0))
+    tl.store(out_int + row, top_a)
+    tl.store(out_int + side + row, top_b)
     # Comparisons are false for NaN.
     sane = (kld > -1.0) & (kld < 1e6) & (tl.abs(entropy_a) < 1e6) & (tl.abs(entropy_b) < 1e6)
     tl.store(flags + row, tl.where(sane & sure_a & sure_b, 0, 1))
+
+
+@triton.jit(do_not_specialize=["T"])
+def overlap_kernel(
+    held, ref, cand, out_int, flags, stride_ref, stride_cand, V, T, cells,
+    CELLS: tl.constexpr, BINS: tl.constexpr, THREADS: tl.constexpr, VEC: tl.constexpr, INNER: tl.constexpr,
+    WIDE: tl.constexpr, K: tl.constexpr, KC: tl.constexpr,
+):  # fmt: skip
+    """One program per row: how many columns the two top-K sets share, to out_int[2] (T,) int32.
+
+    Where ties reach over more than KC cells the row's flag is set; it is never cleared here.
+    """
+    row = tl.program_id(0)
+    at = row.to(tl.int64)
+    side = tl.cast(T, tl.int64)
+    ids = tl.arange(0, CELLS // BINS)[:, None] * BINS + tl.arange(0, BINS)[None, :]
+    v = tl.load(held + at * cells + ids, mask=ids < cells, other=0.0)
+    list_a, enough_a = _select(v, ids, ref + at * stride_ref, V, CELLS, THREADS, VEC, INNER, WIDE, K, KC)
+    v = tl.load(held + (side + at) * cells + ids, mask=ids < cells, other=0.0)
+    list_b, enough_b = _select(v, ids, cand + at * stride_cand, V, CELLS, THREADS, VEC, INNER, WIDE, K, KC)
+    shared = (list_a[:, None] == list_b[None, :]) & (list_a >= 0)[:, None]
+    tl.store(out_int + 2 * side + row, tl.sum(tl.sum(shared.to(tl.int32), axis=1), axis=0))
+    if (enough_a & enough_b) == 0:
+        tl.store(flags + row, 1)

@@ -50,23 +50,23 @@ def _block(a, b, ca, cb, ratio, level, fp, fq, tv, h2, fm, above):
     both = p + q
     over = (xa + xa) - _log2(both)
     return (
-        fp + p * d, fq + q * d, tv + tl.abs(q - p), h2 + root * root, fm + both * over,
+        fp + p * d, fq + q * d, tv + tl.abs(root) * (ra + rb), h2 + root * root, fm + both * over,
         above + tl.where(b > level, 1.0, 0.0),
     )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["T"])
 def pair_kernel(
-    ref, cand, norms, tops, out, ranks, flags, stride_ref, stride_cand, V, T, first_row,
+    ref, cand, norms, tops, out, ranks, flags, stride_ref, stride_cand, V, T,
     THREADS: tl.constexpr, VEC: tl.constexpr, INNER: tl.constexpr,
 ):  # fmt: skip
-    """One program per row from first_row: out (5, T) float64 in the order kld, kld_rev, jsd, tv, hellinger².
+    """One program per row: out (5, T) float64 in the order kld, kld_rev, jsd, tv, hellinger².
 
     Reads norms (2, T) float64, ln Σe^x of both rows; tops (T,) int32, the reference's argmax, whose rank
     among the candidate's logits goes to ranks (T,). Flagged rows are skipped; a row whose sums are not finite
     is flagged.
     """
-    row = first_row + tl.program_id(0)
+    row = tl.program_id(0)
     at = row.to(tl.int64)
     side = tl.cast(T, tl.int64)
     if tl.load(flags + row) != 0:
@@ -76,8 +76,9 @@ def pair_kernel(
     LANES: tl.constexpr = THREADS * VEC
     # Shifts on a grid of 2⁻¹⁰, where float32 holds them and their difference exactly; what is left over of
     # the normalisers is a common factor of p and q (mass) and a ratio near 1 between them.
-    bits = tl.load(norms + row) * _LOG2E
-    apart = tl.load(norms + side + row) * _LOG2E - bits
+    norm = tl.load(norms + row)
+    bits = norm * _LOG2E
+    apart = (tl.load(norms + side + row) - norm) * _LOG2E  # exactly 0 for equal rows, even if fused
     grid = tl.floor(bits * 1024.0 + 0.5) / 1024.0
     step = tl.floor(apart * 1024.0 + 0.5) / 1024.0
     left = apart - step
@@ -145,4 +146,5 @@ def pair_kernel(
     tl.store(out + 3 * side + row, tl.minimum(tv, 1.0))
     tl.store(out + 4 * side + row, tl.minimum(h2, 1.0))
     tl.store(ranks + row, tl.sum(tl.sum(above, axis=1), axis=0).to(tl.int32))
-    tl.store(flags + row, tl.where(sane, 0, 1))
+    if sane == 0:
+        tl.store(flags + row, 1)

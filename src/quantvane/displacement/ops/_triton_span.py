@@ -117,11 +117,11 @@ def _track(x, block, top, where_top):
 @triton.jit(do_not_specialize=["T", "part", "origin"])
 def span_kernel(
     ref, cand, tokens, shifts, held, moments, totals, observed, tops, top_cols,
-    stride_ref, stride_cand, T, width, origin, part, n_parts, cells, first_row,
-    THREADS: tl.constexpr, VEC: tl.constexpr, INNER: tl.constexpr, BINS: tl.constexpr,
-    GIVEN: tl.constexpr, TRACK: tl.constexpr,
+    stride_ref, stride_cand, T, width, origin, part, n_parts, cells,
+    THREADS: tl.constexpr, VEC: tl.constexpr, INNER: tl.constexpr, UNROLL: tl.constexpr,
+    BINS: tl.constexpr, GIVEN: tl.constexpr, TRACK: tl.constexpr,
 ):  # fmt: skip
-    """One program per row from first_row: ``width`` columns, which are ``origin …`` of the vocabulary and part ``part``.
+    """One program per row: ``width`` columns, which are ``origin …`` of the vocabulary and part ``part``.
 
     ref, cand: (T, width) logits of bf16, f16 or f32, unit column stride. tokens (T,) int64. shifts (2, T)
     float32: read where GIVEN, else guessed here and written. Writes held (2, T, n_parts, cells) float32,
@@ -129,7 +129,7 @@ def span_kernel(
     the unnormalised exponentials) and Σ e_ref·(cand − ref), observed (2, T) float32 by the part that holds
     the token; with TRACK also tops (2, T, n_parts) float32 and top_cols (2, T, n_parts) int32.
     """
-    row = first_row + tl.program_id(0)
+    row = tl.program_id(0)
     LANES: tl.constexpr = THREADS * VEC
     at = row.to(tl.int64)
     side = tl.cast(T, tl.int64)
@@ -174,17 +174,18 @@ def span_kernel(
     n_blocks = (width + LANES - 1) // LANES
     for group in range(0, full):
         ma, mb, ta, tb, su = zero, zero, zero, zero, zero
-        for j in tl.static_range(INNER):
-            block = group * INNER + j
-            cols = block * LANES + lane
-            a = tl.load(pa + cols, eviction_policy="evict_first").to(tl.float32)
-            b = tl.load(pb + cols, eviction_policy="evict_first").to(tl.float32)
-            if TRACK:
-                top_a, seen_a = _track(a, block, top_a, seen_a)
-                top_b, seen_b = _track(b, block, top_b, seen_b)
-            ma, a1, a2, a3, ta, mb, b1, b2, b3, tb, su = _block(
-                a, b, ca, cb, ma, a1, a2, a3, ta, mb, b1, b2, b3, tb, su
-            )
+        for turn in range(0, INNER // UNROLL):
+            for j in tl.static_range(UNROLL):
+                block = group * INNER + turn * UNROLL + j
+                cols = block * LANES + lane
+                a = tl.load(pa + cols, eviction_policy="evict_first").to(tl.float32)
+                b = tl.load(pb + cols, eviction_policy="evict_first").to(tl.float32)
+                if TRACK:
+                    top_a, seen_a = _track(a, block, top_a, seen_a)
+                    top_b, seen_b = _track(b, block, top_b, seen_b)
+                ma, a1, a2, a3, ta, mb, b1, b2, b3, tb, su = _block(
+                    a, b, ca, cb, ma, a1, a2, a3, ta, mb, b1, b2, b3, tb, su
+                )
         most, k1, k2, k3 = _cell(ma, THREADS, VEC)
         ra1, ra2, ra3 = ra1 + k1, ra2 + k2, ra3 + k3
         tl.store(kept_a + group * THREADS, most)

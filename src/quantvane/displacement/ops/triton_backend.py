@@ -62,10 +62,8 @@ def rows(
     for start in range(0, count, step):
         part = slice(start, start + step)
         x, y = (np.ascontiguousarray(side[part], dtype=kind) for side in (ref, cand))
-        out = rows_all(
-            *(torch.from_numpy(array).to("cuda") for array in (x, y, np.ascontiguousarray(tokens[part]))),
-            top_k=top_k,
-        )
+        device = [torch.from_numpy(array).to("cuda") for array in (x, y, np.ascontiguousarray(tokens[part]))]
+        out = rows_all(device[0], device[1], device[2], top_k)
         block = {name: value.cpu().numpy() for name, value in out.items()}
         _refuse_bad(x, y, block["top1_ref"], start)
         blocks.append(block)

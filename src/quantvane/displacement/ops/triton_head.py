@@ -28,7 +28,7 @@ __all__ = ["Heads", "head_peer"]
 
 ROW_BLOCK = 4096
 CHUNK = 8192
-SHAPE = Shape(threads=128, vec=4, inner=16, bins=4)
+SHAPE = Shape(threads=64, vec=4, inner=16, unroll=8, bins=8)
 _REPAIR = 64  # rows whose full logits are formed at once, where the sums were not enough
 
 
@@ -104,9 +104,9 @@ def _row_block(
         _logits(h[1], heads.cand[low : low + w], b)
         if part == 0:
             shift_kernel[(n,)](a, b, guess, store.shifts, w, w, w, n, SAMPLE=1024, num_warps=4)
-        store.read(a, b, tokens, rows=range(n), origin=low, part=part, given=True)
+        store.read(a, b, tokens, origin=low, part=part, given=True)
     done = Done.allocate(n, tokens.device, False)
-    finish(store, done, a, b, V, 0, range(n))
+    finish(store, done, a, b, V)
     return done
 
 

@@ -10,20 +10,20 @@ A row on which that is not enough (λ not certain to 1e-6, overflow, −inf or N
 ties at the top than are kept) is flagged on the device and computed again by a kernel that reads it
 many times; the host is never asked. On logits of language models that is rare.
 
-Accuracy against float64: λ relative 1e-6; the others 1e-6·max(1, |value|); equal rows give exactly 0. A −inf
-logit has probability 0; a row with NaN, +inf or no finite logit gives NaN, indices −1 and False.
+Accuracy against float64: λ relative 1e-6 (4e-6 where λ < 1e-9); the others 1e-6·max(1, |value|); equal rows
+give exactly 0. A −inf logit has probability 0; a row with NaN, +inf or no finite logit gives NaN, indices −1
+and False.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 import triton
 
 from quantvane.displacement.ops._triton_exact import exact_kernel
-from quantvane.displacement.ops._triton_finish import FINISH_FIELDS, finish_kernel
+from quantvane.displacement.ops._triton_finish import FINISH_FIELDS, finish_kernel, overlap_kernel
 from quantvane.displacement.ops._triton_pair import N_PAIR, pair_kernel
 from quantvane.displacement.ops._triton_span import N_MOMENTS, N_TOTALS, span_kernel
 from quantvane.errors import DataError
@@ -33,30 +33,28 @@ __all__ = ["MAX_TOP_K", "PEER_FIELDS", "Shape", "Spans", "rows_all", "rows_peer"
 PEER_FIELDS = (*FINISH_FIELDS, "top1_ref", "top1_cand", "same_top1")
 MAX_TOP_K = 26
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-_CELL_GROUPS = 16  # groups of blocks that a row is cut into, about
+PAIR_SHAPE = (128, 8, 4)  # THREADS, VEC, INNER of the second read
 _REPAIRERS = 128  # programs that look for rows to repair: one per multiprocessor, about
-CELLS_PER_WARP = 1024
-SLABS = 4
-_SLAB_ROWS = 512  # fewer rows than this do not fill a large GPU
-PAIR_SHAPE = (128, 8, 2)  # THREADS, VEC, INNER of the second read
+_CELLS_PER_WARP = 2048
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """How a kernel walks a row: blocks of threads·vec columns, inner of them to a group of cells; the rest's
-    moments in bins of neighbouring threads."""
+    """How a kernel walks a row: blocks of threads·vec columns, inner of them to a group of cells, unroll of
+    those in one turn of the loop; the rest's moments in bins of neighbouring threads."""
 
     threads: int
     vec: int
     inner: int
+    unroll: int
     bins: int
 
     @classmethod
     def of_rows(cls, V: int) -> Shape:
-        """The shape for whole rows of V columns."""
+        """The shape for whole rows of V columns: about 16 groups."""
         threads, vec = (128, 4) if V >= 4096 else (64, 4)
-        inner = -(-V // (threads * vec * _CELL_GROUPS))
-        return cls(threads, vec, min(max(inner, 4), 32), threads)
+        inner = min(max(-(-V // (threads * vec * 16)), 4), 24)
+        return cls(threads, vec, inner, inner, threads)
 
     def cells(self, width: int) -> int:
         """Cells of a row of ``width`` columns."""
@@ -106,7 +104,6 @@ class Spans:
         cand: torch.Tensor,
         tokens: torch.Tensor,
         *,
-        rows: range,
         origin: int = 0,
         part: int = 0,
         given: bool = False,
@@ -115,11 +112,11 @@ class Spans:
         shifts are taken as ``given`` or guessed."""
         T, width = ref.shape
         shape = self.shape
-        span_kernel[(len(rows),)](
+        span_kernel[(T,)](
             ref, cand, tokens, self.shifts, self.held, self.moments, self.totals, self.observed,
             self.tops, self.top_cols, ref.stride(0), cand.stride(0), T, width, origin, part,
-            self.held.shape[2], self.cells, rows.start,
-            THREADS=shape.threads, VEC=shape.vec, INNER=shape.inner, BINS=shape.bins,
+            self.held.shape[2], self.cells,
+            THREADS=shape.threads, VEC=shape.vec, INNER=shape.inner, UNROLL=shape.unroll, BINS=shape.bins,
             GIVEN=given, TRACK=self.tops.numel() > 0, num_warps=shape.threads // 32,
         )  # fmt: skip
 
@@ -176,24 +173,33 @@ def check(
     return ref, cand, tokens
 
 
-def finish(
-    store: Spans, done: Done, ref: torch.Tensor, cand: torch.Tensor, V: int, top_k: int, rows: range
-) -> None:
-    """Metrics from the first read's sums. ``top_k`` = 0 takes the argmax that was tracked during the read;
-    otherwise the top entries are read again from ref and cand (T, V)."""
+def finish(store: Spans, done: Done, ref: torch.Tensor, cand: torch.Tensor, V: int) -> None:
+    """Fill ``done`` from the first read's sums. Where the argmax was not tracked during the read, its cell is
+    read again from ref and cand (T, V)."""
     T, parts = store.totals.shape[:2]
     shape = store.shape
-    padded = triton.next_power_of_2(parts * store.cells)
-    warps = max(1, padded // CELLS_PER_WARP)
-    bins = max(triton.next_power_of_2(parts * shape.bins), 128 * warps)  # so that warps share no column
-    finish_kernel[(len(rows),)](
+    bins = max(128, triton.next_power_of_2(parts * shape.bins))
+    padded = max(bins, triton.next_power_of_2(parts * store.cells))
+    finish_kernel[(T,)](
         store.held, store.moments, store.totals, store.shifts, store.observed, store.tops, store.top_cols,
         ref, cand, done.values, done.integers, done.flags, ref.stride(0), cand.stride(0), V, T,
-        rows.start, store.cells, parts,
-        CELLS=max(padded, bins), BINS=shape.bins, MOMENTS=bins,
-        PARTS=triton.next_power_of_2(parts), THREADS=shape.threads, VEC=shape.vec, INNER=shape.inner,
-        WIDE=triton.next_power_of_2(shape.inner * shape.vec), K=max(top_k, 1), KC=_kept(top_k),
-        TRACKED=top_k == 0, num_warps=warps,
+        store.cells, parts,
+        CELLS=padded, MOMENTS=bins, PARTS=triton.next_power_of_2(parts), BINS=shape.bins,
+        THREADS=shape.threads, VEC=shape.vec, INNER=shape.inner, WIDE=triton.next_power_of_2(shape.inner * shape.vec),
+        TRACKED=store.tops.numel() > 0, num_warps=max(1, padded // _CELLS_PER_WARP),
+    )  # fmt: skip
+
+
+def overlap(store: Spans, done: Done, ref: torch.Tensor, cand: torch.Tensor, top_k: int) -> None:
+    """Fill the third row of ``done.integers``, see ``overlap_kernel``; may set ``done.flags``."""
+    T, V = ref.shape
+    shape = store.shape
+    bins = 256
+    overlap_kernel[(T,)](
+        store.held, ref, cand, done.integers, done.flags, ref.stride(0), cand.stride(0), V, T, store.cells,
+        CELLS=max(bins, triton.next_power_of_2(store.cells)), BINS=bins, THREADS=shape.threads, VEC=shape.vec,
+        INNER=shape.inner, WIDE=triton.next_power_of_2(shape.inner * shape.vec), K=top_k, KC=_kept(top_k),
+        num_warps=2,
     )  # fmt: skip
 
 
@@ -201,27 +207,23 @@ def _kept(top_k: int) -> int:
     return triton.next_power_of_2(top_k + 6) if top_k > 1 else 4
 
 
-def second_read(
-    done: Done, ref: torch.Tensor, cand: torch.Tensor, shape: tuple[int, int, int], rows: range
-) -> None:
+def second_read(done: Done, ref: torch.Tensor, cand: torch.Tensor, shape: tuple[int, int, int]) -> None:
     """Fill ``done.pair`` and ``done.ranks``, see ``pair_kernel``; may set ``done.flags``."""
     T, V = ref.shape
     threads, vec, inner = shape
-    pair_kernel[(len(rows),)](
+    pair_kernel[(T,)](
         ref, cand, done.values[len(FINISH_FIELDS) :], done.integers, done.pair, done.ranks, done.flags,
-        ref.stride(0), cand.stride(0), V, T, rows.start,
+        ref.stride(0), cand.stride(0), V, T,
         THREADS=threads, VEC=vec, INNER=inner, num_warps=threads // 32,
     )  # fmt: skip
 
 
-def repair(
-    done: Done, ref: torch.Tensor, cand: torch.Tensor, tokens: torch.Tensor, top_k: int, rows: range
-) -> None:
+def repair(done: Done, ref: torch.Tensor, cand: torch.Tensor, tokens: torch.Tensor, top_k: int) -> None:
     """Compute the flagged rows again, in place."""
     T, V = ref.shape
-    exact_kernel[(min(len(rows), _REPAIRERS),)](
+    exact_kernel[(min(T, _REPAIRERS),)](
         ref, cand, tokens, done.values, done.integers, done.pair, done.ranks, done.flags,
-        ref.stride(0), cand.stride(0), V, T, rows.start, rows.stop,
+        ref.stride(0), cand.stride(0), V, T,
         K=top_k, KC=_kept(top_k), ALL=len(done.ranks) > 0, BLOCK=min(8192, max(64, triton.next_power_of_2(V))),
         num_warps=16 if V > 4096 else 4,
     )  # fmt: skip
@@ -235,36 +237,12 @@ def peer_fields(values: torch.Tensor, integers: torch.Tensor) -> dict[str, torch
     return out
 
 
-def _run(
-    ref: torch.Tensor, cand: torch.Tensor, tokens: torch.Tensor, top_k: int, second: bool
-) -> Done:
-    """All kernels over slabs of rows, alternately on two streams: the short, latency-bound kernels of one
-    slab run beside the reads of the next."""
+def first_read(ref: torch.Tensor, cand: torch.Tensor, tokens: torch.Tensor, shape: Shape) -> Spans:
+    """The span kernel over whole rows."""
     T, V = ref.shape
-    device = ref.device
-    store = Spans.allocate(Shape.of_rows(V), T, 1, V, device, False)
-    done = Done.allocate(T, device, second)
-    step = -(-T // (SLABS * 16)) * 16 if T >= _SLAB_ROWS * SLABS else T
-    main = torch.cuda.current_stream(device) if ref.is_cuda and step < T else None
-    streams = [main, _side_stream(device)] if main is not None else [None]
-    if main is not None:
-        streams[1].wait_stream(main)
-    for i, low in enumerate(range(0, T, step)):
-        rows = range(low, min(low + step, T))
-        with torch.cuda.stream(streams[i % len(streams)]):
-            store.read(ref, cand, tokens, rows=rows)
-            finish(store, done, ref, cand, V, top_k, rows)
-            if second:
-                second_read(done, ref, cand, PAIR_SHAPE, rows)
-            repair(done, ref, cand, tokens, top_k, rows)
-    if main is not None:
-        main.wait_stream(streams[1])
-    return done
-
-
-@cache
-def _side_stream(device: torch.device) -> torch.cuda.Stream:
-    return torch.cuda.Stream(device)
+    store = Spans.allocate(shape, T, 1, V, ref.device, False)
+    store.read(ref, cand, tokens)
+    return store
 
 
 def rows_peer(ref: torch.Tensor, cand: torch.Tensor, tokens: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -282,7 +260,11 @@ def rows_peer(ref: torch.Tensor, cand: torch.Tensor, tokens: torch.Tensor) -> di
         DataError: see ``check``.
     """
     ref, cand, tokens = check(ref, cand, tokens)
-    done = _run(ref, cand, tokens, 1, False)
+    T, V = ref.shape
+    store = first_read(ref, cand, tokens, Shape.of_rows(V))
+    done = Done.allocate(T, ref.device, False)
+    finish(store, done, ref, cand, V)
+    repair(done, ref, cand, tokens, 1)
     return peer_fields(done.values, done.integers)
 
 
@@ -300,8 +282,14 @@ def rows_all(
     if not 1 <= top_k <= MAX_TOP_K:
         raise DataError("top_k has no kernel", expected=f"1 to {MAX_TOP_K}", got=str(top_k))
     ref, cand, tokens = check(ref, cand, tokens)
-    k = min(top_k, ref.shape[1])
-    done = _run(ref, cand, tokens, k, True)
+    T, V = ref.shape
+    k = min(top_k, V)
+    store = first_read(ref, cand, tokens, Shape.of_rows(V))
+    done = Done.allocate(T, ref.device, True)
+    finish(store, done, ref, cand, V)
+    overlap(store, done, ref, cand, k)
+    second_read(done, ref, cand, PAIR_SHAPE)
+    repair(done, ref, cand, tokens, k)
     out = peer_fields(done.values, done.integers)
     for i, name in enumerate(("kld", "kld_rev", "jsd", "tv")):
         out[name] = done.pair[i]
