@@ -129,10 +129,12 @@ def _side(
     r1 = tl.load(moments + spot, mask=real, other=0.0)
     r2 = tl.load(moments + spot + BINS, mask=real, other=0.0)
     r3 = tl.load(moments + spot + 2 * BINS, mask=real, other=0.0)
-    z = tl.sum(tl.sum(v, axis=0).to(tl.float64) + r1.to(tl.float64), axis=0)
-    inv = (1.0 / z).to(tl.float32)
     top = tl.max(tl.max(v, axis=0), axis=0)
     where = tl.min(tl.min(tl.where(v == top, ids, 2147483647), axis=0), axis=0)
+    # The largest joins last, in float64: in float32 it would cost the others their low bits.
+    others = tl.sum(tl.where(ids == where, 0.0, v), axis=0)
+    z = tl.sum(others.to(tl.float64) + r1.to(tl.float64), axis=0) + top.to(tl.float64)
+    inv = (1.0 / z).to(tl.float32)
     lam, sure = _lambda_max(
         v * inv, top * inv, ids == where, r1 * inv, r2 * inv * inv, (r3 * inv) * (inv * inv)
     )
