@@ -1,4 +1,4 @@
-"""Triton: from the sums of a row's parts to its metrics, λ_max and its top entries (two kernels)."""
+"""Triton: from the cells and sums of a row to its metrics, λ_max and its top entries (two kernels)."""
 
 # mypy: disable-error-code="misc, no-untyped-def, no-untyped-call, untyped-decorator, no-any-return"
 from __future__ import annotations
@@ -8,11 +8,12 @@ import triton.language as tl
 
 from quantvane.displacement.ops._triton_span import LOG2E
 
-__all__ = ["FINISH_FIELDS", "combine_kernel", "finish_kernel"]
+__all__ = ["FINISH_FIELDS", "finish_kernel", "overlap_kernel", "store_fields"]
 
 _LOG2E = tl.constexpr(LOG2E)
-_CERTAIN = tl.constexpr(3e-7)  # relative half-width of λ above which a row is recomputed exactly
-_NEAR = tl.constexpr(0.999996)  # exponentials this close may come from logits in either order
+_LN2 = tl.constexpr(0.6931471805599453)
+_CERTAIN = tl.constexpr(1e-6)  # relative width of λ's interval above which a row is computed again
+_TINY = tl.constexpr(1e-37)
 FINISH_FIELDS = (
     "kld", "nll_ref", "nll_cand", "delta_p", "entropy_ref", "entropy_cand",
     "pmax_ref", "pmax_cand", "lambda_ref", "lambda_cand",
@@ -20,231 +21,232 @@ FINISH_FIELDS = (
 
 
 @triton.jit
-def _rest_terms(lam, r1, r2, r3, r4):
-    """Lower value of Σ p/(λ−p) over the rest, its derivative, and how much larger the true sum can be.
-
-    With moments R_k = Σ p^k the series is R1/λ + R2/λ² + Σ p³/(λ²(λ−p)). Its last term is a mean of the
-    convex 1/(λ−p) under weights p³: Jensen bounds it below by the value at the mean x̄ = R4/R3 and, given
-    that no entry exceeds P = R4^¼, above by the chord over [0, P]. Where the fourth powers have underflowed
-    the same is done one order of two lower, with weights p, x̄ = R2/R1 and P = min(R1, √R2).
-    """
-    tiny = 1.0e-100
-    high = r4 > 1.0e-27
-    weight = tl.where(high, r3 / (lam * lam), r1)
-    mean = tl.where(high, r4 / tl.maximum(r3, tiny), r2 / tl.maximum(r1, tiny))
-    most = tl.where(high, tl.sqrt(tl.sqrt(r4)), tl.where(r2 > 1.0e-27, tl.minimum(r1, tl.sqrt(r2)), r1))
-    mean = tl.minimum(mean, most)  # always so in exact arithmetic
-    gap = tl.maximum(lam - mean, lam * 1e-9)
-    tail = weight / gap
-    head = tl.where(high, r1 / lam + r2 / (lam * lam), 0.0)
-    slope = -tail / gap - tl.where(
-        high, 2.0 * tail / lam + r1 / (lam * lam) + 2.0 * r2 / (lam * lam * lam), 0.0
-    )
-    share = mean / tl.maximum(most, tiny)
-    chord = weight * ((1.0 - share) / lam + share / tl.maximum(lam - most, lam * 1e-9))
-    spread = tl.where(r1 > 0, tl.maximum(chord - tail, 0.0), 0.0)
-    return head + tail, slope, spread, (r1 <= 0) | (most < lam)
+def _add3(a, b, c, x, y, z):
+    return a + x, b + y, c + z
 
 
 @triton.jit
-def _lambda_max(held, ids, top, first, r1, r2, r3, r4, z):
-    """(λ_max, certified) of diag(p) − ppᵀ from the held-back exponentials and the moments of the rest.
+def _lambda_max(p, p1, at_top, q1, q2, q3):
+    """(λ_max, certain) of diag(p) − ppᵀ from the cells' largest probabilities and the moments of the rest.
 
-    Newton on 1/ψ(λ) − 1 + λ/p₁ from the lower bound of p₁, p₂ and the tail's mass: it rises monotonically.
+    p (rows, bins) are the cells' largest, at_top marks the row's largest p1, q1…q3 (bins,) the moments.
+    Newton on 1/ψ(λ) − 1 + λ/p₁ = 0, ψ(λ) = Σ_{i≥2} p_i/(λ−p_i), from the lower bound by p₁, p₂ and the
+    remaining mass: it rises monotonically. The rest of one bin contributes, with Q_k = Σ p^k,
+    Q₁/λ + Σ p²/(λ(λ−p)). That last term is a mean of the convex 1/(λ−p) under weights p²: Jensen bounds it
+    below by the value at Q₃/Q₂, and, as no entry exceeds P = Q₃^⅓, the chord over [0, P] from above. Their
+    midpoint is taken; λ is certain where the two bounds move it by less than a relative 10⁻⁶.
     """
-    inv = 1.0 / z
-    p = tl.where(ids == first, 0.0, held * inv.to(tl.float32))
-    p1 = top * inv
-    r1 = r1 * inv
-    r2 = r2 * inv * inv
-    r3 = r3 * inv * inv * inv
-    r4 = r4 * inv * inv * inv * inv
-    # The second largest entry is one of the rest where it shares the largest one's lane. Then R4 ≥ p₂⁴, and
-    # R4/R3 is close to it from below; otherwise R4 may be rounding noise.
-    p2 = tl.max(p, axis=0).to(tl.float64)
-    from_rest = tl.minimum(tl.minimum(r4 / tl.maximum(r3, 1.0e-100), tl.sqrt(tl.sqrt(r4))), p1)
-    p2 = tl.where((r4 > 1.0e-27) & (r4 >= p2 * p2 * p2 * p2), tl.maximum(p2, from_rest), p2)
-    s = tl.sum(p.to(tl.float64), axis=0) + r1
+    p = tl.where(at_top, 0.0, p)
+    q2_safe = tl.maximum(q2, _TINY)
+    # A cube that has underflowed says nothing: the square does.
+    most = tl.where(q3 > 1e-30, tl.exp2(tl.log2(tl.maximum(q3, _TINY)) / 3.0) * 1.000001, tl.sqrt(q2))
+    most = tl.minimum(tl.maximum(most, tl.where(q2 > 1e-30, 0.0, 1e-15)), q1)
+    mean = tl.minimum(q3 / q2_safe, most)
+    share = mean / tl.maximum(most, _TINY)
+    p2 = tl.max(tl.maximum(tl.max(p, axis=0), mean), axis=0)
+    s = tl.sum(tl.sum(p, axis=0) + q1, axis=0)
     r = tl.maximum(s - p2, 0.0)
     b = 2.0 * p1 * p2 + r * (p1 + p2)
     lam = 0.5 * (b + tl.sqrt(tl.maximum(b * b - 4.0 * p1 * p2 * r, 0.0)))
-    lam = tl.minimum(tl.maximum(lam, tl.maximum(p2, 1e-37)), p1)
+    lam = tl.minimum(tl.maximum(lam, tl.maximum(p2, _TINY)), p1)
     width = lam * 0.0
-    inside = lam < 0.0
-    for _ in range(5):
-        at = lam.to(tl.float32)
-        gap = tl.maximum(at - p, at * 1.2e-7)
+    step = lam
+    for _ in range(4):
+        inv = 1.0 / lam
+        gap = tl.maximum(lam - p, lam * 6e-8)
         q = p / gap
-        rest, rest_slope, spread, inside = _rest_terms(lam, r1, r2, r3, r4)
-        psi = tl.sum(q.to(tl.float64), axis=0) + rest
-        slope = -tl.sum((q / gap).to(tl.float64), axis=0) + rest_slope
+        low = 1.0 / tl.maximum(lam - mean, lam * 6e-8)
+        high = (1.0 - share) * inv + share / tl.maximum(lam - most, lam * 6e-8)
+        spread = q2 * inv * tl.maximum(high - low, 0.0)
+        psi = tl.sum(q, axis=0) + q1 * inv + q2 * inv * low + 0.5 * spread
+        slope = tl.sum(q / gap, axis=0) + q1 * inv * inv + q2 * inv * low * (inv + low)
+        psi, slope, spread = tl.reduce((psi, slope, spread), 0, _add3)
         psi = tl.maximum(psi, 1e-30)
-        rise = 1.0 / p1 - slope / (psi * psi)
+        rise = 1.0 / p1 + slope / (psi * psi)
         width = spread / (psi * psi * rise * lam)
-        lam = tl.minimum(tl.maximum(lam - (1.0 / psi - 1.0 + lam / p1) / rise, p2), p1)
+        step = (1.0 / psi - 1.0 + lam / p1) / rise
+        lam = tl.minimum(tl.maximum(lam - step, p2), p1)
+    outgrown = tl.max(tl.where(q2 > 0, most, 0.0), axis=0) >= lam
     tied = p2 >= p1 * 0.9999999
+    settled = tl.abs(step) < 3e-6 * lam
     lam = tl.where(tied, p1, lam)
-    certain = (s > 1e-20) & (tied | (inside & (width < _CERTAIN)))  # below, float32 exponentials underflow
-    return lam, certain
+    # Below 1e-20 float32 exponentials underflow.
+    return lam, (s > 1e-20) & (tied | (settled & (width < _CERTAIN) & (outgrown == 0)))
 
 
 @triton.jit
-def _select(held, ids, logits, V, span, LANES: tl.constexpr, ROUNDS: tl.constexpr, K: tl.constexpr,
-            KC: tl.constexpr):  # fmt: skip
-    """(columns of the K largest logits, enough): only lanes whose held value reaches the K-th largest are
-    reread.
+def _select(
+    v, ids, row, V,
+    CELLS: tl.constexpr, THREADS: tl.constexpr, VEC: tl.constexpr, INNER: tl.constexpr, WIDE: tl.constexpr,
+    K: tl.constexpr, KC: tl.constexpr,
+):  # fmt: skip
+    """(columns of the K largest logits, enough): only cells that may hold one of them are read again.
 
-    Every one of the K largest entries lies in such a lane. Up to KC lanes are reread; ``enough`` is false
-    where ties would need more.
+    Every one of the K largest entries lies in a cell whose largest reaches the K-th largest cell. Up to KC
+    cells are read; ``enough`` is false where ties would need more.
     """
     slot = tl.arange(0, KC)
-    lanes = tl.zeros((KC,), tl.int32)
-    reach = tl.max(held, axis=0)
-    left = held
+    picked = tl.full((KC,), -1, tl.int32)
+    # Non-negative floats order as their bits do: the low bits make room for the cell's number.
+    keys = (v.to(tl.int32, bitcast=True) & ~(CELLS - 1)) | ids
+    reach = tl.full((), 2147483647, tl.int32)
     for i in range(KC):
-        value, lane = tl.max(left, axis=0, return_indices=True)
-        lanes = tl.where(slot == i, lane, lanes)
-        reach = tl.where(i == K - 1, value * _NEAR, reach)
-        left = tl.where(ids == lane, -1.0, left)
-    enough = (tl.max(left, axis=0) < reach) & (reach > 0)
-    part = lanes // LANES
-    low = part * span
-    high = tl.minimum(low + span, V)
-    cols = (low + lanes % LANES)[:, None] + tl.arange(0, ROUNDS)[None, :] * LANES
-    fits = cols < high[:, None]
-    x = tl.load(logits + cols, mask=fits, other=float("-inf")).to(tl.float32)
+        key = tl.max(tl.max(keys, axis=0), axis=0)
+        if i < K:
+            reach = tl.minimum(reach, (key & ~(CELLS - 1)) - CELLS)
+        picked = tl.where((slot == i) & (key >= reach), key & (CELLS - 1), picked)
+        keys = tl.where(keys == key, -1, keys)
+    enough = (tl.max(tl.max(keys, axis=0), axis=0) < reach) & (reach > CELLS)
+    group = picked // THREADS
+    spot = tl.arange(0, WIDE)
+    block = group[:, None] * INNER + (spot // VEC)[None, :]
+    cols = (block * THREADS + (picked % THREADS)[:, None]) * VEC + (spot % VEC)[None, :]
+    fits = (picked >= 0)[:, None] & (spot < INNER * VEC)[None, :] & (cols < V)
+    x = tl.load(row + cols, mask=fits, other=float("-inf")).to(tl.float32)
     chosen = tl.full((KC,), -1, tl.int32)
     for i in range(K):
         best = tl.max(tl.max(x, axis=1), axis=0)
-        col = tl.where((x == best) & fits, cols, 2147483647)
-        first = tl.min(tl.min(col, axis=1), axis=0)
+        first = tl.min(tl.min(tl.where((x == best) & fits, cols, 2147483647), axis=1), axis=0)
         chosen = tl.where(slot == i, first, chosen)
+        fits = fits & (cols != first)
         x = tl.where(cols == first, float("-inf"), x)
     return chosen, enough
 
 
 @triton.jit
-def _total(sums, PARTS: tl.constexpr, n_parts, j):
-    part = tl.arange(0, PARTS)
-    return tl.sum(tl.load(sums + part * 12 + j, mask=part < n_parts, other=0.0), axis=0)
+def _side(
+    held, moments, tops, top_cols, row, V, cells, n_parts,
+    CELLS: tl.constexpr, BINS: tl.constexpr, MOMENTS: tl.constexpr, PARTS: tl.constexpr,
+    THREADS: tl.constexpr, VEC: tl.constexpr, INNER: tl.constexpr, WIDE: tl.constexpr,
+    TRACKED: tl.constexpr,
+):  # fmt: skip
+    """(Z, p_max, λ_max, argmax, sure) of one side of a row; pointers are to that side and row."""
+    ids = tl.arange(0, CELLS // MOMENTS)[:, None] * MOMENTS + tl.arange(0, MOMENTS)[None, :]
+    v = tl.load(held + ids, mask=ids < n_parts * cells, other=0.0)
+    i = tl.arange(0, MOMENTS)
+    spot = (i // BINS) * (3 * BINS) + i % BINS
+    real = i < n_parts * BINS
+    r1 = tl.load(moments + spot, mask=real, other=0.0)
+    r2 = tl.load(moments + spot + BINS, mask=real, other=0.0)
+    r3 = tl.load(moments + spot + 2 * BINS, mask=real, other=0.0)
+    top = tl.max(tl.max(v, axis=0), axis=0)
+    where = tl.min(tl.min(tl.where(v == top, ids, 2147483647), axis=0), axis=0)
+    # The largest joins last, in float64: in float32 it would cost the others their low bits.
+    others = tl.sum(tl.where(ids == where, 0.0, v), axis=0)
+    z = tl.sum(others.to(tl.float64) + r1.to(tl.float64), axis=0) + top.to(tl.float64)
+    inv = (1.0 / z).to(tl.float32)
+    lam, sure = _lambda_max(
+        v * inv, top * inv, ids == where, r1 * inv, r2 * inv * inv, (r3 * inv) * (inv * inv)
+    )
+    if TRACKED:
+        part = tl.arange(0, PARTS)
+        x = tl.load(tops + part, mask=part < n_parts, other=float("-inf"))
+        col = tl.load(top_cols + part, mask=part < n_parts, other=2147483647)
+        first = tl.min(tl.where(x == tl.max(x, axis=0), col, 2147483647), axis=0)
+    else:
+        chosen, enough = _select(v, ids, row, V, CELLS, THREADS, VEC, INNER, WIDE, 1, 4)
+        first = tl.max(chosen, axis=0)
+        sure = sure & enough
+    sure = sure & (z > 1e-30) & (z < 1e37) & (tl.sum(r3, axis=0) < 1e37)
+    return z, top.to(tl.float64) / z, lam, first, sure
 
 
 @triton.jit
-def finish_kernel(
-    sums, held, tops, top_cols, ref, cand, sides, chosen, flags,
-    stride_ref, stride_cand, V, T, span, n_parts,
-    LANES: tl.constexpr, HELD: tl.constexpr, PARTS: tl.constexpr, ROUNDS: tl.constexpr,
-    K: tl.constexpr, KC: tl.constexpr, TRACK: tl.constexpr,
-):  # fmt: skip
-    """One program per (row, side), side 0 the reference and 1 the candidate.
+def store_fields(out, row, T, kld, nll_a, nll_b, entropy_a, entropy_b, pa, pb, la, lb, norm_a, norm_b):
+    """out (12, T) float64: FINISH_FIELDS, then ln Σe^x of either side."""
+    side = tl.cast(T, tl.int64)
+    tl.store(out + row, kld)
+    tl.store(out + side + row, nll_a)
+    tl.store(out + 2 * side + row, nll_b)
+    tl.store(out + 3 * side + row, tl.exp(-nll_b) - tl.exp(-nll_a))
+    tl.store(out + 4 * side + row, entropy_a)
+    tl.store(out + 5 * side + row, entropy_b)
+    tl.store(out + 6 * side + row, pa)
+    tl.store(out + 7 * side + row, pb)
+    tl.store(out + 8 * side + row, la)
+    tl.store(out + 9 * side + row, lb)
+    tl.store(out + 10 * side + row, norm_a)
+    tl.store(out + 11 * side + row, norm_b)
 
-    Writes sides (2, 4, T) float64: Z, p_max, λ_max, Σ E·log₂E; chosen (2, T, KC) int32: the columns of the K
-    largest logits, then −1; flags (2, T) int32: 1 where the side must be recomputed exactly (λ not certified,
-    more ties than fit, or not finite).
+
+@triton.jit(do_not_specialize=["T"])
+def finish_kernel(
+    held, moments, totals, shifts, observed, tops, top_cols, ref, cand, out, out_int, flags,
+    stride_ref, stride_cand, V, T, cells, n_parts,
+    CELLS: tl.constexpr, BINS: tl.constexpr, MOMENTS: tl.constexpr, PARTS: tl.constexpr,
+    THREADS: tl.constexpr, VEC: tl.constexpr, INNER: tl.constexpr, WIDE: tl.constexpr,
+    TRACKED: tl.constexpr,
+):  # fmt: skip
+    """One program per row, from what ``span_kernel`` left (n_parts per row).
+
+    Writes out (12, T) float64, see ``store_fields``; out_int (3, T) int32: both argmaxes (the third is left to
+    ``overlap_kernel``); flags (T,) int32: 1 where the row must be computed again (λ not
+    certain, more ties than fit, an infinite divergence, −inf, NaN or overflow).
     """
     row = tl.program_id(0)
-    side = tl.program_id(1)
     at = row.to(tl.int64)
-    other = side.to(tl.int64) * T
-    ids = tl.arange(0, HELD)
-    v = tl.load(held + (other + at) * n_parts * LANES + ids, mask=ids < n_parts * LANES, other=0.0)
-    mine = sums + at * n_parts * 12 + side * 5
-    r1 = _total(mine, PARTS, n_parts, 0)
-    r2 = _total(mine, PARTS, n_parts, 1)
-    r3 = _total(mine, PARTS, n_parts, 2)
-    r4 = _total(mine, PARTS, n_parts, 3)
-    t = _total(mine, PARTS, n_parts, 4)
-    z = r1 + tl.sum(v.to(tl.float64), axis=0)
-    top32, lane = tl.max(v, axis=0, return_indices=True)
-    top = top32.to(tl.float64)
-    lam, sure = _lambda_max(v, ids, top, lane, r1, r2, r3, r4, z)
-    out = sides + side * 4 * T + row
-    tl.store(out, z)
-    tl.store(out + T, top / z)
-    tl.store(out + 2 * T, lam)
-    tl.store(out + 3 * T, t)
-    slot = tl.arange(0, KC)
-    if TRACK:
-        part = tl.arange(0, PARTS)
-        real = part < n_parts
-        spot = (other + at) * n_parts + part
-        x = tl.load(tops + spot, mask=real, other=float("-inf"))
-        col = tl.load(top_cols + spot, mask=real, other=2147483647)
-        first = tl.min(tl.where(x == tl.max(x, axis=0), col, 2147483647), axis=0)
-        best = tl.where(slot == 0, first, -1)
-    else:
-        if side == 0:  # noqa: SIM108
-            logits = ref + at * stride_ref
-        else:
-            logits = cand + at * stride_cand
-        best, enough = _select(v, ids, logits, V, span, LANES, ROUNDS, K, KC)
-        sure = sure & enough
-    tl.store(chosen + (other + at) * KC + slot, best)
-    sane = (z > 1e-30) & (z < 1e37) & (tl.abs(t / z) < 1e6)
-    tl.store(flags + other + row, tl.where(sane & sure, 0, 1))
-
-
-@triton.jit
-def combine_kernel(
-    sums, sides, chosen, shifts, observed, side_flags, out, out_int, flags, T, n_parts,
-    ROWS: tl.constexpr, PARTS: tl.constexpr, KC: tl.constexpr, PRECISE: tl.constexpr,
-):  # fmt: skip
-    """ROWS rows per program: out (11, T) float64 (FINISH_FIELDS, then the normalisers' offset), out_int (3,
-    T) int32 (both argmaxes, number of entries shared by the two top-K sets), flags (T,) int32.
-    """
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    ok = row < T
-    at = row.to(tl.int64)
+    side = tl.cast(T, tl.int64)
+    h = held + at * n_parts * cells
+    m = moments + at * n_parts * 3 * BINS
+    k = at * n_parts
+    za, pa, la, top_a, sure_a = _side(
+        h, m, tops + k, top_cols + k, ref + at * stride_ref, V, cells, n_parts,
+        CELLS, BINS, MOMENTS, PARTS, THREADS, VEC, INNER, WIDE, TRACKED,
+    )  # fmt: skip
+    h += side * n_parts * cells
+    m += side * n_parts * 3 * BINS
+    k += side * n_parts
+    zb, pb, lb, top_b, sure_b = _side(
+        h, m, tops + k, top_cols + k, cand + at * stride_cand, V, cells, n_parts,
+        CELLS, BINS, MOMENTS, PARTS, THREADS, VEC, INNER, WIDE, TRACKED,
+    )  # fmt: skip
     part = tl.arange(0, PARTS)
-    spot = (at[:, None] * n_parts + part[None, :]) * 12
-    real = ok[:, None] & (part < n_parts)[None, :]
-    su = tl.sum(tl.load(sums + spot + 10, mask=real, other=0.0), axis=1)
-    za = tl.load(sides + row, mask=ok, other=1.0)
-    pa = tl.load(sides + T + row, mask=ok, other=1.0)
-    la = tl.load(sides + 2 * T + row, mask=ok, other=0.0)
-    ta = tl.load(sides + 3 * T + row, mask=ok, other=0.0)
-    zb = tl.load(sides + 4 * T + row, mask=ok, other=1.0)
-    pb = tl.load(sides + 5 * T + row, mask=ok, other=1.0)
-    lb = tl.load(sides + 6 * T + row, mask=ok, other=0.0)
-    tb = tl.load(sides + 7 * T + row, mask=ok, other=0.0)
-    c2a = tl.load(shifts + row, mask=ok, other=0.0).to(tl.float64)
-    d2 = tl.load(shifts + T + row, mask=ok, other=0.0).to(tl.float64)
-    ay = tl.load(observed + row, mask=ok, other=0.0).to(tl.float64)
-    by = tl.load(observed + T + row, mask=ok, other=0.0).to(tl.float64)
-    # The kernels' softmax is in base 2 with float32(log2 e); what is in bits is divided by that same number.
-    ln2 = 0.6931471805599453
+    total = totals + (at * n_parts + part) * 3
+    ta = tl.sum(tl.load(total, mask=part < n_parts, other=0.0), axis=0)
+    tb = tl.sum(tl.load(total + 1, mask=part < n_parts, other=0.0), axis=0)
+    su = tl.sum(tl.load(total + 2, mask=part < n_parts, other=0.0), axis=0)
+    ca = tl.load(shifts + row).to(tl.float64)
+    cb = tl.load(shifts + side + row).to(tl.float64)
+    # The softmax is in base 2 with float32(log2 e); what is in bits is divided by that same number.
     unit = 1.0 / tl.full((), _LOG2E, tl.float64)
-    ln_za = tl.log(za)
-    ln_zb = tl.log(zb)
-    offset = ((ln_zb - ln_za) / ln2 + d2) * unit
-    mean_u = su / za
-    if PRECISE:
-        phi = tl.sum(tl.load(sums + spot + 11, mask=real, other=0.0), axis=1) / za
-        w = mean_u + phi
-        near = tl.abs(w) < 0.5
-        kld = tl.where(near, phi + (tl.log(1.0 + tl.where(near, w, 0.0)) - w), ln_zb - ln_za - mean_u)
-    else:
-        kld = offset - mean_u
-    bad = tl.load(side_flags + row, mask=ok, other=0) + tl.load(side_flags + T + row, mask=ok, other=0)
-    bad = tl.where((kld > -1.0) & (kld < 1.0e6), bad, 1)  # an infinite divergence is left to the exact path
-    nll_a = (c2a + ln_za / ln2) * unit - ay
-    nll_b = (c2a + d2 + ln_zb / ln2) * unit - by
-    tl.store(out + row, kld, mask=ok)
-    tl.store(out + T + row, nll_a, mask=ok)
-    tl.store(out + 2 * T + row, nll_b, mask=ok)
-    tl.store(out + 3 * T + row, tl.exp(-nll_b) - tl.exp(-nll_a), mask=ok)
-    tl.store(out + 4 * T + row, (ln_za / ln2 - ta / za) * unit, mask=ok)
-    tl.store(out + 5 * T + row, (ln_zb / ln2 - tb / zb) * unit, mask=ok)
-    tl.store(out + 6 * T + row, pa, mask=ok)
-    tl.store(out + 7 * T + row, pb, mask=ok)
-    tl.store(out + 8 * T + row, la, mask=ok)
-    tl.store(out + 9 * T + row, lb, mask=ok)
-    tl.store(out + 10 * T + row, offset, mask=ok)
-    slot = tl.arange(0, KC)
-    list_a = tl.load(chosen + at[:, None] * KC + slot[None, :], mask=ok[:, None], other=-1)
-    list_b = tl.load(chosen + (at + T)[:, None] * KC + slot[None, :], mask=ok[:, None], other=-1)
-    tl.store(out_int + row, tl.sum(tl.where(slot[None, :] == 0, list_a, 0), axis=1), mask=ok)
-    tl.store(out_int + T + row, tl.sum(tl.where(slot[None, :] == 0, list_b, 0), axis=1), mask=ok)
-    shared = (list_a[:, :, None] == list_b[:, None, :]) & (list_a >= 0)[:, :, None]
-    tl.store(out_int + 2 * T + row, tl.sum(tl.sum(shared.to(tl.int32), axis=2), axis=1), mask=ok)
-    tl.store(flags + row, tl.where(bad > 0, 1, 0), mask=ok)
+    ln_a = tl.log(za)
+    ln_b = tl.log(zb)
+    bits_a = ln_a / _LN2
+    bits_b = ln_b / _LN2
+    norm_a = (ca + bits_a) * unit
+    norm_b = (cb + bits_b) * unit
+    kld = ((ln_b - ln_a) / _LN2 + (cb - ca)) * unit - su / za
+    nll_a = norm_a - tl.load(observed + row).to(tl.float64)
+    nll_b = norm_b - tl.load(observed + side + row).to(tl.float64)
+    entropy_a = (bits_a - ta / za) * unit
+    entropy_b = (bits_b - tb / zb) * unit
+    store_fields(out, row, T, kld, nll_a, nll_b, entropy_a, entropy_b, pa, pb, la, lb, norm_a, norm_b)
+    tl.store(out_int + row, top_a)
+    tl.store(out_int + side + row, top_b)
+    # Comparisons are false for NaN.
+    sane = (kld > -1.0) & (kld < 1e6) & (tl.abs(entropy_a) < 1e6) & (tl.abs(entropy_b) < 1e6)
+    tl.store(flags + row, tl.where(sane & sure_a & sure_b, 0, 1))
+
+
+@triton.jit(do_not_specialize=["T"])
+def overlap_kernel(
+    held, ref, cand, out_int, flags, stride_ref, stride_cand, V, T, cells,
+    CELLS: tl.constexpr, BINS: tl.constexpr, THREADS: tl.constexpr, VEC: tl.constexpr, INNER: tl.constexpr,
+    WIDE: tl.constexpr, K: tl.constexpr, KC: tl.constexpr,
+):  # fmt: skip
+    """One program per row: how many columns the two top-K sets share, to out_int[2] (T,) int32.
+
+    Where ties reach over more than KC cells the row's flag is set; it is never cleared here.
+    """
+    row = tl.program_id(0)
+    at = row.to(tl.int64)
+    side = tl.cast(T, tl.int64)
+    ids = tl.arange(0, CELLS // BINS)[:, None] * BINS + tl.arange(0, BINS)[None, :]
+    v = tl.load(held + at * cells + ids, mask=ids < cells, other=0.0)
+    list_a, enough_a = _select(v, ids, ref + at * stride_ref, V, CELLS, THREADS, VEC, INNER, WIDE, K, KC)
+    v = tl.load(held + (side + at) * cells + ids, mask=ids < cells, other=0.0)
+    list_b, enough_b = _select(v, ids, cand + at * stride_cand, V, CELLS, THREADS, VEC, INNER, WIDE, K, KC)
+    shared = (list_a[:, None] == list_b[None, :]) & (list_a >= 0)[:, None]
+    tl.store(out_int + 2 * side + row, tl.sum(tl.sum(shared.to(tl.int32), axis=1), axis=0))
+    if (enough_a & enough_b) == 0:
+        tl.store(flags + row, 1)

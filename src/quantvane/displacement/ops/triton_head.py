@@ -9,7 +9,7 @@ within 1e-4 and λ_max within a relative 1e-4 of float64 logits, kld (in which a
 1e-6.
 
 Cost: two matrix products of 2·T·d·V operations, and 8·T·V bytes of workspace written and read again. Extra
-memory: two workspaces of ROW_BLOCK×chunk float32 and 1 KiB per row and chunk, together under 512 MiB at any
+memory: two workspaces of ROW_BLOCK×chunk float32 and about 1 KiB per row and chunk, together under 512 MiB at any
 T and V.
 """
 
@@ -20,15 +20,15 @@ from dataclasses import dataclass
 import torch
 import triton
 
-from quantvane.displacement.ops._triton_span import shift_kernel, span_kernel
-from quantvane.displacement.ops.triton_rows import Spans, finish, peer_fields, rows_peer
+from quantvane.displacement.ops._triton_span import shift_kernel
+from quantvane.displacement.ops.triton_rows import Done, Shape, Spans, finish, peer_fields, rows_peer
 from quantvane.errors import DataError
 
 __all__ = ["Heads", "head_peer"]
 
 ROW_BLOCK = 4096
 CHUNK = 8192
-_THREADS, _VEC = 32, 4
+SHAPE = Shape(threads=64, vec=4, inner=16, unroll=8, bins=16)
 _REPAIR = 64  # rows whose full logits are formed at once, where the sums were not enough
 
 
@@ -84,14 +84,16 @@ def _chunk_width(V: int, chunk: int) -> int:
 
 def _row_block(
     h: tuple[torch.Tensor, torch.Tensor], heads: Heads, tokens: torch.Tensor, work: torch.Tensor, width: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The finish kernel's output for one block of rows; work (2, ≥ n·width) float32."""
+) -> Done:
+    """Metrics of one block of rows, flagged rows not yet repaired; work (2, ≥ n·width) float32."""
     n, V = len(tokens), heads.ref.shape[0]
     parts = triton.cdiv(V, width)
-    lanes = _THREADS * _VEC
-    store = Spans.allocate(n, parts, width, lanes, tokens.device, track=True)
+    store = Spans.allocate(SHAPE, n, parts, width, tokens.device, True)
+    if store.cells > SHAPE.cells(V - (parts - 1) * width):
+        store.held.zero_()  # the last, narrower part fills fewer cells
     guess = torch.stack([  # only a guess of the scale of each row's exponentials
-        (x.float() * w[tokens].float()).sum(1) for x, w in zip(h, (heads.ref, heads.cand), strict=True)
+        torch.bmm(x[:, None, :], w[tokens][:, :, None])[:, 0, 0].float()
+        for x, w in zip(h, (heads.ref, heads.cand), strict=True)
     ])  # fmt: skip
     a = b = work[0]
     for part in range(parts):
@@ -102,13 +104,10 @@ def _row_block(
         _logits(h[1], heads.cand[low : low + w], b)
         if part == 0:
             shift_kernel[(n,)](a, b, guess, store.shifts, w, w, w, n, SAMPLE=1024, num_warps=4)
-        span_kernel[(n, 1)](
-            a, b, tokens, store.shifts, store.sums, store.held, store.observed, store.tops, store.top_cols,
-            w, w, V, n, w, width, part, parts,
-            THREADS=_THREADS, VEC=_VEC, INNER=8, ROUNDS=triton.next_power_of_2(-(-width // lanes)),
-            GIVEN=True, TRACK=True, PRECISE=True, CLAMP=False, num_warps=1,
-        )  # fmt: skip
-    return finish(store, a, b, (n, V), 0, True)
+        store.read(a, b, tokens, origin=low, part=part, given=True)
+    done = Done.allocate(n, tokens.device, False)
+    finish(store, done, a, b, V)
+    return done
 
 
 def head_peer(
@@ -121,6 +120,8 @@ def head_peer(
     chunk: int = CHUNK,
 ) -> dict[str, torch.Tensor]:
     """The fields of ``triton_rows.PEER_FIELDS``, (T,) each, from hidden states after the final norm.
+
+    Waits once for the device, to ask whether any row must be computed again.
 
     Args:
         h_ref, h_cand: (T, d) bfloat16, float16 or float32; the two d may differ.
@@ -142,10 +143,13 @@ def head_peer(
         some = slice(low, low + row_block)
         blocks.append(_row_block((h_ref[some], h_cand[some]), heads, tokens[some], work, width))
     values, integers, flags = (
-        torch.cat(x, dim=1 if x[0].dim() == 2 else 0) for x in zip(*blocks, strict=True)
+        torch.cat(tensors, dim=-1)
+        for tensors in zip(*((b.values, b.integers, b.flags) for b in blocks), strict=True)
     )
+    del work
     out = peer_fields(values, integers)
-    for some in torch.nonzero(flags).squeeze(1).split(_REPAIR):
+    flagged = torch.nonzero(flags).squeeze(1)
+    for some in flagged.split(_REPAIR) if len(flagged) else ():
         pair = torch.empty((2, len(some), V), dtype=torch.float32, device=device)
         _logits(h_ref[some], heads.ref, pair[0])
         _logits(h_cand[some], heads.cand, pair[1])

@@ -1,77 +1,148 @@
 """Displacement on the GPU from materialised logits: one read of both rows, or two.
 
 ``rows_peer`` reads each logit once and returns what one read can give, λ_max included; ``rows_all`` adds a
-second read and gives every field. ``rows`` is the backend's entry point and equals ``rows_all``.
+second read and gives every field.
 
 Method. Exponentials are taken relative to a fixed shift per row, guessed from the first columns and the
-observed token, and never normalised inside the loop. Each lane (a residue class of columns) keeps its
-largest exponential; power sums of all the others give ψ(λ) = Σ_{i≥2} p_i/(λ−p_i) between two bounds.
-Float32 within a few thousand columns, float64 across. A row on which that is not enough (λ not certain to
-3e-7, overflow, −inf or NaN, an infinite divergence, more ties at the top than are kept) is computed again:
-first by the same kernels with −inf provided for, then in float64. On logits of language models the last is
-rare; on nearly uniform rows (p_max near 1/V) it is common and slow.
+observed token, and never normalised inside the loop. Of every cell of a few dozen columns the largest
+exponential is kept; three power sums of all the others give ψ(λ) = Σ_{i≥2} p_i/(λ−p_i) between two bounds.
+A row on which that is not enough (λ not certain to 1e-6, overflow, −inf or NaN, an infinite divergence, more
+ties at the top than are kept) is flagged on the device and computed again by a kernel that reads it
+many times; the host is never asked. On logits of language models that is rare.
 
-Accuracy against float64: λ relative 1e-6; the others 1e-6·max(1, |value|). The kld of ``rows_all``, and of
-``rows_peer`` with ``precise=True``, is a sum of non-negative terms, so it keeps its relative accuracy where
-the two rows are close. Equal rows give exactly 0. A −inf logit has probability 0; a row with NaN, +inf or
-no finite logit gives NaN, indices −1 and False.
+Accuracy against float64: λ relative 1e-6 (4e-6 where λ < 1e-9); the others 1e-6·max(1, |value|); equal rows
+give exactly 0. A −inf logit has probability 0; a row with NaN, +inf or no finite logit gives NaN, indices −1
+and False.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import triton
 
-from quantvane.displacement.ops._torch_exact import EXACT_ROWS, exact_rows
-from quantvane.displacement.ops._triton_finish import FINISH_FIELDS, combine_kernel, finish_kernel
+from quantvane.displacement.ops._triton_exact import exact_kernel
+from quantvane.displacement.ops._triton_finish import FINISH_FIELDS, finish_kernel, overlap_kernel
 from quantvane.displacement.ops._triton_pair import N_PAIR, pair_kernel
-from quantvane.displacement.ops._triton_span import N_SUMS, span_kernel
+from quantvane.displacement.ops._triton_span import N_MOMENTS, N_TOTALS, span_kernel
 from quantvane.errors import DataError
 
-__all__ = ["PEER_FIELDS", "Spans", "finish", "first_read", "rows", "rows_all", "rows_peer", "second_read"]
+__all__ = ["MAX_TOP_K", "PEER_FIELDS", "Shape", "Spans", "rows_all", "rows_peer"]
 
 PEER_FIELDS = (*FINISH_FIELDS, "top1_ref", "top1_cand", "same_top1")
+MAX_TOP_K = 26
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-_FILL = 512  # programs that keep a large GPU busy: fewer rows than this are split
-_MAX_PARTS = 4
-THREADS = 64
-INNER = 4  # blocks of THREADS·VEC columns summed in float32 before float64
+PAIR_SHAPE = (128, 8, 4)  # THREADS, VEC, INNER of the second read
+_REPAIRERS = 128  # programs that look for rows to repair: one per multiprocessor, about
+_CELLS_PER_WARP = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """How a kernel walks a row: blocks of threads·vec columns, inner of them to a group of cells, unroll of
+    those in one turn of the loop; the rest's moments in bins of neighbouring threads."""
+
+    threads: int
+    vec: int
+    inner: int
+    unroll: int
+    bins: int
+
+    @classmethod
+    def of_rows(cls, V: int) -> Shape:
+        """The shape for whole rows of V columns: about 16 groups."""
+        threads, vec = (128, 4) if V >= 4096 else (64, 4)
+        inner = min(max(-(-V // (threads * vec * 16)), 4), 24)
+        return cls(threads, vec, inner, inner, threads)
+
+    def cells(self, width: int) -> int:
+        """Cells of a row of ``width`` columns."""
+        return -(-width // (self.threads * self.vec * self.inner)) * self.threads
 
 
 @dataclass(frozen=True, slots=True)
 class Spans:
-    """What the first read leaves behind, and how the vocabulary was cut.
+    """What the first read leaves behind, ``parts`` times per row.
 
-    sums (T, parts, 12) float64; held (2, T, parts, lanes) float32; shifts, observed (2, T) float32;
-    tops (2, T, parts) float32 and top_cols (2, T, parts) int32 where the argmax was tracked, else empty.
+    held (2, T, parts, cells) and moments (2, T, parts, 3, bins) float32; totals (T, parts, 3) float64;
+    shifts, observed (2, T) float32; tops (2, T, parts) float32 and top_cols (2, T, parts) int32 where the
+    argmax is tracked, else empty. See ``span_kernel``.
     """
 
-    sums: torch.Tensor
+    shape: Shape
+    cells: int
     held: torch.Tensor
+    moments: torch.Tensor
+    totals: torch.Tensor
     shifts: torch.Tensor
     observed: torch.Tensor
     tops: torch.Tensor
     top_cols: torch.Tensor
-    span: int
-    lanes: int
 
     @classmethod
-    def allocate(cls, T: int, parts: int, span: int, lanes: int, device: torch.device, track: bool) -> Spans:
-        """Uninitialised storage; every element is written by the span kernel."""
+    def allocate(cls, shape: Shape, T: int, parts: int, width: int, device: torch.device, track: bool) -> Spans:
+        """Uninitialised storage for parts of ``width`` columns; the span kernel writes every element."""
+        cells = shape.cells(width)
         n = parts if track else 0
         f32 = {"dtype": torch.float32, "device": device}
         return cls(
-            torch.empty((T, parts, N_SUMS), dtype=torch.float64, device=device),
-            torch.empty((2, T, parts, lanes), **f32),
+            shape,
+            cells,
+            torch.empty((2, T, parts, cells), **f32),
+            torch.empty((2, T, parts, N_MOMENTS, shape.bins), **f32),
+            torch.empty((T, parts, N_TOTALS), dtype=torch.float64, device=device),
             torch.empty((2, T), **f32),
             torch.empty((2, T), **f32),
             torch.empty((2, T, n), **f32),
             torch.empty((2, T, n), dtype=torch.int32, device=device),
-            span,
-            lanes,
+        )
+
+    def read(
+        self,
+        ref: torch.Tensor,
+        cand: torch.Tensor,
+        tokens: torch.Tensor,
+        *,
+        origin: int = 0,
+        part: int = 0,
+        given: bool = False,
+    ) -> None:
+        """Launch the span kernel over columns ``origin …`` of the vocabulary, which are ref and cand (T, width);
+        shifts are taken as ``given`` or guessed."""
+        T, width = ref.shape
+        shape = self.shape
+        span_kernel[(T,)](
+            ref, cand, tokens, self.shifts, self.held, self.moments, self.totals, self.observed,
+            self.tops, self.top_cols, ref.stride(0), cand.stride(0), T, width, origin, part,
+            self.held.shape[2], self.cells,
+            THREADS=shape.threads, VEC=shape.vec, INNER=shape.inner, UNROLL=shape.unroll, BINS=shape.bins,
+            GIVEN=given, TRACK=self.tops.numel() > 0, num_warps=shape.threads // 32,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """Metrics of T rows on the device: values (12, T) float64, integers (3, T) int32, flags (T,) int32; with
+    a second read also pair (5, T) float64 and ranks (T,) int32, else empty."""
+
+    values: torch.Tensor
+    integers: torch.Tensor
+    flags: torch.Tensor
+    pair: torch.Tensor
+    ranks: torch.Tensor
+
+    @classmethod
+    def allocate(cls, T: int, device: torch.device, second: bool) -> Done:
+        """Uninitialised storage."""
+        n = T if second else 0
+        f64, i32 = ({"dtype": kind, "device": device} for kind in (torch.float64, torch.int32))
+        return cls(
+            torch.empty((len(FINISH_FIELDS) + 2, T), **f64),
+            torch.empty((3, T), **i32),
+            torch.empty((T,), **i32),
+            torch.empty((N_PAIR, n), **f64),
+            torch.empty((n,), **i32),
         )
 
 
@@ -102,136 +173,99 @@ def check(
     return ref, cand, tokens
 
 
-def first_read(
-    ref: torch.Tensor, cand: torch.Tensor, tokens: torch.Tensor, precise: bool, clamp: bool
-) -> Spans:
-    """Launch the span kernel over whole rows, split where there are few of them; clamp provides for −inf."""
+def finish(store: Spans, done: Done, ref: torch.Tensor, cand: torch.Tensor, V: int) -> None:
+    """Fill ``done`` from the first read's sums. Where the argmax was not tracked during the read, its cell is
+    read again from ref and cand (T, V)."""
+    T, parts = store.totals.shape[:2]
+    shape = store.shape
+    bins = max(128, triton.next_power_of_2(parts * shape.bins))
+    padded = max(bins, triton.next_power_of_2(parts * store.cells))
+    finish_kernel[(T,)](
+        store.held, store.moments, store.totals, store.shifts, store.observed, store.tops, store.top_cols,
+        ref, cand, done.values, done.integers, done.flags, ref.stride(0), cand.stride(0), V, T,
+        store.cells, parts,
+        CELLS=padded, MOMENTS=bins, PARTS=triton.next_power_of_2(parts), BINS=shape.bins,
+        THREADS=shape.threads, VEC=shape.vec, INNER=shape.inner, WIDE=triton.next_power_of_2(shape.inner * shape.vec),
+        TRACKED=store.tops.numel() > 0, num_warps=max(1, padded // _CELLS_PER_WARP),
+    )  # fmt: skip
+
+
+def overlap(store: Spans, done: Done, ref: torch.Tensor, cand: torch.Tensor, top_k: int) -> None:
+    """Fill the third row of ``done.integers``, see ``overlap_kernel``; may set ``done.flags``."""
     T, V = ref.shape
-    vec = 16 // ref.element_size()
-    lanes = THREADS * vec
-    parts = max(1, min(_MAX_PARTS, _FILL // T, V // (8 * lanes)))
-    span = -(-V // (parts * lanes)) * lanes
-    parts = -(-V // span)
-    store = Spans.allocate(T, parts, span, lanes, ref.device, track=False)
-    span_kernel[(T, parts)](
-        ref, cand, tokens, store.shifts, store.sums, store.held, store.observed, store.tops, store.top_cols,
-        ref.stride(0), cand.stride(0), V, T, V, span, 0, parts,
-        THREADS=THREADS, VEC=vec, INNER=INNER, ROUNDS=triton.next_power_of_2(-(-span // lanes)),
-        GIVEN=False, TRACK=False, PRECISE=precise, CLAMP=clamp, num_warps=THREADS // 32,
+    shape = store.shape
+    bins = 256
+    overlap_kernel[(T,)](
+        store.held, ref, cand, done.integers, done.flags, ref.stride(0), cand.stride(0), V, T, store.cells,
+        CELLS=max(bins, triton.next_power_of_2(store.cells)), BINS=bins, THREADS=shape.threads, VEC=shape.vec,
+        INNER=shape.inner, WIDE=triton.next_power_of_2(shape.inner * shape.vec), K=top_k, KC=_kept(top_k),
+        num_warps=2,
     )  # fmt: skip
-    return store
 
 
-def finish(
-    store: Spans, ref: torch.Tensor, cand: torch.Tensor, shape: tuple[int, int], top_k: int, precise: bool
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(values (11, T) float64, integers (3, T) int32, flags (T,) int32) from the first read's sums.
-
-    ``top_k`` = 0 takes the argmax that was tracked during the read; otherwise the top entries are reread.
-    """
-    T, V = shape
-    device = store.sums.device
-    parts = store.sums.shape[1]
-    kc = triton.next_power_of_2(top_k + 3) if top_k > 1 else 4
-    held = triton.next_power_of_2(parts * store.lanes)
-    values = torch.empty((len(FINISH_FIELDS) + 1, T), dtype=torch.float64, device=device)
-    integers = torch.empty((3, T), dtype=torch.int32, device=device)
-    flags = torch.empty((T,), dtype=torch.int32, device=device)
-    sides = torch.empty((2, 4, T), dtype=torch.float64, device=device)
-    chosen = torch.empty((2, T, kc), dtype=torch.int32, device=device)
-    side_flags = torch.empty((2, T), dtype=torch.int32, device=device)
-    padded = triton.next_power_of_2(parts)
-    finish_kernel[(T, 2)](
-        store.sums, store.held, store.tops, store.top_cols, ref, cand, sides, chosen, side_flags,
-        ref.stride(0), cand.stride(0), V, T, store.span, parts,
-        LANES=store.lanes, HELD=held, PARTS=padded,
-        ROUNDS=triton.next_power_of_2(-(-store.span // store.lanes)),
-        K=max(top_k, 1), KC=kc, TRACK=top_k == 0, num_warps=max(2 if top_k > 1 else 1, min(8, held // 1024)),
-    )  # fmt: skip
-    combine_kernel[(-(-T // 32),)](
-        store.sums, sides, chosen, store.shifts, store.observed, side_flags,
-        values, integers, flags, T, parts,
-        ROWS=32, PARTS=padded, KC=kc, PRECISE=precise, num_warps=4,
-    )  # fmt: skip
-    return values, integers, flags
+def _kept(top_k: int) -> int:
+    return triton.next_power_of_2(top_k + 6) if top_k > 1 else 4
 
 
-def second_read(
-    store: Spans,
-    done: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
-    logits: tuple[torch.Tensor, torch.Tensor],
-    clamp: bool,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(pair (6, T) float64, ranks (T,) int32) after ``done = finish(…)``; flags infinite divergences
-    there."""
-    values, integers, flags = done
-    ref, cand = logits
+def second_read(done: Done, ref: torch.Tensor, cand: torch.Tensor, shape: tuple[int, int, int]) -> None:
+    """Fill ``done.pair`` and ``done.ranks``, see ``pair_kernel``; may set ``done.flags``."""
     T, V = ref.shape
-    pair = torch.empty((N_PAIR, T), dtype=torch.float64, device=ref.device)
-    ranks = torch.empty((T,), dtype=torch.int32, device=ref.device)
+    threads, vec, inner = shape
     pair_kernel[(T,)](
-        ref, cand, store.shifts, values[len(FINISH_FIELDS)], integers, pair, ranks, flags,
+        ref, cand, done.values[len(FINISH_FIELDS) :], done.integers, done.pair, done.ranks, done.flags,
         ref.stride(0), cand.stride(0), V, T,
-        THREADS=THREADS, VEC=16 // ref.element_size(), INNER=INNER, CLAMP=clamp, num_warps=THREADS // 32,
+        THREADS=threads, VEC=vec, INNER=inner, num_warps=threads // 32,
     )  # fmt: skip
-    return pair, ranks
+
+
+def repair(done: Done, ref: torch.Tensor, cand: torch.Tensor, tokens: torch.Tensor, top_k: int) -> None:
+    """Compute the flagged rows again, in place."""
+    T, V = ref.shape
+    exact_kernel[(min(T, _REPAIRERS),)](
+        ref, cand, tokens, done.values, done.integers, done.pair, done.ranks, done.flags,
+        ref.stride(0), cand.stride(0), V, T,
+        K=top_k, KC=_kept(top_k), ALL=len(done.ranks) > 0, BLOCK=min(8192, max(64, triton.next_power_of_2(V))),
+        num_warps=16 if V > 4096 else 4,
+    )  # fmt: skip
 
 
 def peer_fields(values: torch.Tensor, integers: torch.Tensor) -> dict[str, torch.Tensor]:
     """Named views of the finish kernel's output."""
     out = {name: values[i] for i, name in enumerate(FINISH_FIELDS)}
     out["top1_ref"], out["top1_cand"] = integers[0], integers[1]
-    out["same_top1"] = integers[0] == integers[1]
+    out["same_top1"] = (integers[0] == integers[1]) & (integers[0] >= 0)
     return out
 
 
-Logits = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-Attempt = Callable[[Logits, bool], tuple[dict[str, torch.Tensor], torch.Tensor]]
+def first_read(ref: torch.Tensor, cand: torch.Tensor, tokens: torch.Tensor, shape: Shape) -> Spans:
+    """The span kernel over whole rows."""
+    T, V = ref.shape
+    store = Spans.allocate(shape, T, 1, V, ref.device, False)
+    store.read(ref, cand, tokens)
+    return store
 
 
-def with_repair(attempt: Attempt, logits: Logits, top_k: int) -> dict[str, torch.Tensor]:
-    """attempt(logits, clamp) → (fields, flags); flagged rows are tried again with clamp, then in float64.
-
-    One synchronisation with the device, more only where rows are flagged.
-    """
-    out, flags = attempt(logits, False)
-    flagged = torch.nonzero(flags).squeeze(1)
-    if not len(flagged):
-        return out
-    some: Logits = (logits[0][flagged], logits[1][flagged], logits[2][flagged])
-    again, flags = attempt(some, True)
-    hopeless = torch.nonzero(flags).squeeze(1)
-    for part in hopeless.split(EXACT_ROWS):
-        exact = exact_rows(some[0][part], some[1][part], some[2][part], top_k)
-        for name, value in again.items():
-            value[part] = exact[name].to(value.dtype)
-    for name, value in out.items():
-        value[flagged] = again[name]
-    return out
-
-
-def rows_peer(
-    ref: torch.Tensor, cand: torch.Tensor, tokens: torch.Tensor, *, precise: bool = True
-) -> dict[str, torch.Tensor]:
+def rows_peer(ref: torch.Tensor, cand: torch.Tensor, tokens: torch.Tensor) -> dict[str, torch.Tensor]:
     """The fields of PEER_FIELDS, (T,) each, in one read of both matrices.
 
     Args:
         ref, cand: (T, V) logits, bfloat16, float16 or float32, any row stride.
         tokens: (T,) observed token ids, in [0, V).
-        precise: sum the divergence as Σ p(eᵈ−1−d), which keeps its relative accuracy when it is small; False
-            takes Σ p(a−b) less the normalisers' difference, absolute accuracy about 1e-7, and is faster.
+
+    Returns:
+        float64, int32 and bool tensors on the logits' device. kld is accurate to 1e-7 absolute, not relative:
+        for nearly equal rows it may come out below zero by that much.
 
     Raises:
         DataError: see ``check``.
     """
-
-    def attempt(some: Logits, clamp: bool) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-        a, b, y = some
-        store = first_read(a, b, y, precise, clamp)
-        values, integers, flags = finish(store, a, b, (a.shape[0], a.shape[1]), 1, precise)
-        return peer_fields(values, integers), flags
-
-    return with_repair(attempt, check(ref, cand, tokens), 1)
+    ref, cand, tokens = check(ref, cand, tokens)
+    T, V = ref.shape
+    store = first_read(ref, cand, tokens, Shape.of_rows(V))
+    done = Done.allocate(T, ref.device, False)
+    finish(store, done, ref, cand, V)
+    repair(done, ref, cand, tokens, 1)
+    return peer_fields(done.values, done.integers)
 
 
 def rows_all(
@@ -239,31 +273,28 @@ def rows_all(
 ) -> dict[str, torch.Tensor]:
     """Every field of TokenMetrics, (T,) each, in two reads of both matrices; arguments as for ``rows_peer``.
 
-    topk_overlap divides by min(top_k, V); of equal logits the first columns belong to the set.
+    topk_overlap divides by min(top_k, V); of equal logits the first columns belong to the set. No divergence
+    is negative.
 
     Raises:
-        DataError: see ``check``, or top_k outside [1, 29].
+        DataError: see ``check``, or top_k outside [1, MAX_TOP_K].
     """
-    if not 1 <= top_k <= 29:
-        raise DataError("top_k has no kernel", expected="1 to 29", got=str(top_k))
-
-    def attempt(some: Logits, clamp: bool) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-        a, b, y = some
-        k = min(top_k, a.shape[1])
-        store = first_read(a, b, y, False, clamp)
-        done = finish(store, a, b, (a.shape[0], a.shape[1]), k, False)
-        pair, ranks = second_read(store, done, (a, b), clamp)
-        out = peer_fields(done[0], done[1])
-        for i, name in enumerate(("kld", "kld_rev", "jsd", "tv", "hellinger")):
-            out[name] = pair[i]
-        out["fisher_rao"] = 4.0 * torch.asin((0.5 * pair[5]).sqrt())
-        out["topk_overlap"] = done[1][2].double() / k
-        out["rank_in_cand"] = ranks
-        return out, done[2]
-
-    return with_repair(attempt, check(ref, cand, tokens), top_k)
-
-
-def rows(ref: torch.Tensor, cand: torch.Tensor, tokens: torch.Tensor, top_k: int) -> dict[str, torch.Tensor]:
-    """Backend entry point: ``rows_all``; float64, int32 and bool tensors on the logits' device."""
-    return rows_all(ref, cand, tokens, top_k)
+    if not 1 <= top_k <= MAX_TOP_K:
+        raise DataError("top_k has no kernel", expected=f"1 to {MAX_TOP_K}", got=str(top_k))
+    ref, cand, tokens = check(ref, cand, tokens)
+    T, V = ref.shape
+    k = min(top_k, V)
+    store = first_read(ref, cand, tokens, Shape.of_rows(V))
+    done = Done.allocate(T, ref.device, True)
+    finish(store, done, ref, cand, V)
+    overlap(store, done, ref, cand, k)
+    second_read(done, ref, cand, PAIR_SHAPE)
+    repair(done, ref, cand, tokens, k)
+    out = peer_fields(done.values, done.integers)
+    for i, name in enumerate(("kld", "kld_rev", "jsd", "tv")):
+        out[name] = done.pair[i]
+    out["hellinger"] = done.pair[4].sqrt()
+    out["fisher_rao"] = 4.0 * torch.asin((0.5 * done.pair[4]).sqrt())
+    out["topk_overlap"] = torch.where(done.integers[0] >= 0, done.integers[2].double() / k, torch.nan)
+    out["rank_in_cand"] = done.ranks
+    return out
