@@ -24,7 +24,7 @@ __all__ = ["command"]
               help="llama-perplexity, or as recorded.")  # fmt: skip
 @click.option("--stride", type=int, default=None, help="Tokens between windows (sliding); half of --ctx by default.")
 @click.option("--chat-template", "template", type=click.Path(), help="Jinja template in place of the model's own.")
-@click.option("--backend", default="numba", show_default=True, help="Kernel: numpy or numba.")
+@click.option("--backend", default="numba", show_default=True, help="Kernel: numpy, numba or triton.")
 @click.option("--top-k", default=10, show_default=True, help="k of the top-k overlap.")
 @click.option("--floor-windows", default=4, show_default=True, help="Windows spent on the noise floor; 0 for none.")
 @click.option("--noise", type=click.Path(), help="Use the floor of this `quantvane noise` run instead.")
