@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from quantvane.errors import SpecError
+from quantvane.run.plan import check_fields
 from quantvane.spec import ModelSpec, canonical_hash
 
 __all__ = ["FLOOR", "REFERENCE", "BenchSpec", "jobs_of"]
@@ -62,9 +62,7 @@ class BenchSpec:
             (0 < self.margin < 1, "margin out of range", "a share of items between 0 and 1", self.margin),
             (0 < self.alpha < 0.5, "alpha out of range", "between 0 and 0.5", self.alpha),
         )
-        for right, message, expected, got in checks:
-            if not right:
-                raise SpecError(message, expected=expected, got=str(got), remedy="see quantvane bench --help")
+        check_fields(checks, "bench")
 
     @property
     def each_alpha(self) -> float:

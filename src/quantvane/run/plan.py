@@ -11,7 +11,22 @@ from quantvane.engines.registry import RECORDED
 from quantvane.errors import SpecError
 from quantvane.spec import PROTOCOLS, ModelSpec, canonical_hash
 
-__all__ = ["CompareSpec", "Job", "candidate_names", "plan_jobs"]
+__all__ = ["CompareSpec", "Job", "candidate_names", "check_fields", "plan_jobs"]
+
+
+def check_fields(checks: Sequence[tuple[bool, str, str, Any]], command: str) -> None:
+    """Refuse the first field that is not right.
+
+    Args:
+        checks: (right, message, expected, got) of every field.
+        command: the command whose help the error points to.
+
+    Raises:
+        SpecError: for the first check that failed.
+    """
+    for right, message, expected, got in checks:
+        if not right:
+            raise SpecError(message, expected=expected, got=str(got), remedy=f"see quantvane {command} --help")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +89,7 @@ class CompareSpec:
                 self.reference.text,
             ),
         )
-        for right, message, expected, got in checks:
-            if not right:
-                raise SpecError(message, expected=expected, got=str(got), remedy="see quantvane compare --help")
+        check_fields(checks, "compare")
 
     def to_dict(self) -> dict[str, Any]:
         data = asdict(self)

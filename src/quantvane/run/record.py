@@ -12,7 +12,7 @@ from typing import Any
 from quantvane.engines.registry import RECORDED, check_model, engine_name
 from quantvane.errors import OutputError, QuantvaneError, SpecError
 from quantvane.run.local import run_worker
-from quantvane.run.plan import CompareSpec
+from quantvane.run.plan import CompareSpec, check_fields
 from quantvane.spec import ModelSpec, canonical_hash
 from quantvane.store.atomic import make_directory, read_json, to_json
 from quantvane.store.frames import last_unit
@@ -61,9 +61,7 @@ class RecordSpec:
                 f"{self.protocol}, {len(self.texts)} texts",
             ),
         )
-        for right, message, expected, got in checks:
-            if not right:
-                raise SpecError(message, expected=expected, got=got, remedy="see quantvane record --help")
+        check_fields(checks, "record")
 
     def as_compare(self) -> CompareSpec:
         """The spec that cuts the same windows and measures the same noise floor."""
