@@ -99,12 +99,13 @@ def extremes(
 
 
 def solve_deflated(
-    apply: Operator, value: FloatArray, vector: FloatArray, right: FloatArray, steps: int = 200
+    apply: Operator, value: FloatArray, vector: FloatArray, right: FloatArray, *, steps: int = 200, accuracy: float = 1e-12
 ) -> tuple[FloatArray, FloatArray]:
     """x ⟂ u with (λ − F) x = right − u(u·right), by conjugate gradients on u's complement.
 
     λ is the largest eigenvalue and u its unit eigenvector, so λ − F is positive semidefinite there, definite
-    where λ is simple. Returns x (N, n) and the relative residual (N,); a residual that stays large means λ is
+    where λ is simple. It ends at a relative residual of ``accuracy`` or after ``steps`` products. Returns x (N, n) and
+    the relative residual (N,); a residual that stays large means λ is
     (nearly) repeated and x has no meaning.
     """
 
@@ -116,7 +117,7 @@ def solve_deflated(
     direction = residual.copy()
     norm0 = rho = _dot(residual, residual)
     for _ in range(steps):
-        active = rho > 1e-26 * norm0
+        active = rho > accuracy**2 * norm0
         if not bool(active.any()):
             break
         image = project(value[:, None] * direction - apply(direction))
@@ -135,7 +136,13 @@ def solve_deflated(
 
 
 def eigen_terms(
-    apply: Operator, first: Operator, second: Operator, value: FloatArray, vector: FloatArray, tolerance: float = 1e-6
+    apply: Operator,
+    first: Operator,
+    second: Operator,
+    value: FloatArray,
+    vector: FloatArray,
+    *,
+    accuracy: float = 1e-12,
 ) -> tuple[FloatArray, FloatArray]:
     """λ' and λ'' of the largest eigenvalue of F(t) at t = 0, for N operators at once.
 
@@ -143,8 +150,8 @@ def eigen_terms(
 
     Args:
         apply, first, second: F(0), F'(0), F''(0). value, vector: λ (N,) and its unit eigenvector (N, n).
-        tolerance: relative residual of the linear solve above which λ'' is NaN: the largest eigenvalue is then
-            repeated, or nearly, and has no second derivative to speak of.
+        accuracy: relative residual at which the linear solve ends. λ'' is NaN where it stays above 1e-6 and above
+            10 times this: the largest eigenvalue is then repeated, or nearly, and has no second derivative to speak of.
 
     Source: Kato, Perturbation Theory for Linear Operators, II-§2; Magnus & Neudecker, Matrix Differential
     Calculus, ch. 8.
@@ -152,9 +159,9 @@ def eigen_terms(
     moved = first(vector)
     slope = _dot(vector, moved)
     across = moved - slope[:, None] * vector
-    solution, residual = solve_deflated(apply, value, vector, across)
+    solution, residual = solve_deflated(apply, value, vector, across, accuracy=accuracy)
     bend = _dot(vector, second(vector)) + 2.0 * _dot(across, solution)
-    return slope, np.where(residual <= tolerance, bend, np.nan)
+    return slope, np.where(residual <= max(1e-6, 10 * accuracy), bend, np.nan)
 
 
 def lowest_in_span(gram: FloatArray, form: FloatArray, size: int) -> float:

@@ -37,6 +37,7 @@ __all__ = [
     "operator_terms",
     "output_terms",
     "output_value",
+    "token_gram_terms",
     "weyl_gram",
     "weyl_output",
 ]
@@ -218,6 +219,21 @@ def gram_terms(gram: FloatArray, size: int) -> Terms:
     return Terms(float(values[-1]), float(slope[0]), float(bend[0]), *low, reason)
 
 
+def token_gram_terms(gram: FloatArray, size: int) -> Terms:
+    """Terms of the mean over positions of ‖gᵢ‖², each position's own gᵢgᵢᵀ taken as its matrix.
+
+    Args:
+        gram: (3N, 3N) as for `gram_terms`.
+
+    λ' = 2 g·g', λ'' = 2(‖g'‖² + g·g''); the smallest eigenvalues are the smallest over all positions.
+    """
+    n = len(gram) // 3
+    each = [gram_terms(gram[np.ix_(at, at)], size) for at in (np.array([i, n + i, 2 * n + i]) for i in range(n))]
+    lows = min(e.lowest_first for e in each), min(e.lowest_second for e in each)
+    value, slope, bend = (float(np.mean([getattr(e, f) for e in each])) for f in ("value", "slope", "curvature"))
+    return Terms(value, slope, bend, *lows)
+
+
 def operator_terms(at: Callable[[float], Operator], size: int, step: float, steps: int = STEPS) -> Terms:
     """Terms of a matrix-free F(t) with N = 1, F' and F'' by central differences of its products.
 
@@ -235,7 +251,7 @@ def operator_terms(at: Callable[[float], Operator], size: int, step: float, step
 
     rng = np.random.default_rng(0)
     top = extremes(middle, (1, size), steps, rng)
-    slope, bend = eigen_terms(middle, first, second, top.high, top.vector, tolerance=1e-3)
+    slope, bend = eigen_terms(middle, first, second, top.high, top.vector, accuracy=1e-5)
     low = [float(extremes(f, (1, size), steps, rng).low[0]) for f in (first, second)]
     reason = "" if math.isfinite(bend[0]) else "the largest eigenvalue is repeated, or nearly"
     return Terms(float(top.high[0]), float(slope[0]), float(bend[0]), low[0], 0.5 * low[1], reason)
