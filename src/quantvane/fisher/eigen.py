@@ -43,6 +43,13 @@ def _dot(a: FloatArray, b: FloatArray) -> FloatArray:
     return out
 
 
+def _without(basis: FloatArray, w: FloatArray) -> FloatArray:
+    """w (N, n) less its part in the span of (N, j, n) orthonormal rows; twice is enough for full orthogonality."""
+    for _ in range(2):
+        w = w - ((basis @ w[:, :, None]).swapaxes(1, 2) @ basis)[:, 0]
+    return w
+
+
 def extremes(
     apply: Operator, shape: tuple[int, int], steps: int, rng: np.random.Generator, start: FloatArray | None = None
 ) -> Extremes:
@@ -73,18 +80,14 @@ def extremes(
         w = apply(v)
         diagonal[:, j] = _dot(v, w)
         scale = np.maximum(scale, np.linalg.norm(w, axis=1))
-        for _ in range(2):  # twice is enough
-            w = w - np.einsum("rji,rj->ri", basis[:, : j + 1], np.einsum("rji,ri->rj", basis[:, : j + 1], w))
+        w = _without(basis[:, : j + 1], w)
         off[:, j] = np.linalg.norm(w, axis=1)
         if j + 1 == count:
             break
         spent = off[:, j] <= _TINY * scale
         if bool(spent.any()):
             fresh = rng.standard_normal((int(spent.sum()), size))
-            held = basis[spent, : j + 1]
-            for _ in range(2):
-                fresh -= np.einsum("rji,rj->ri", held, np.einsum("rji,ri->rj", held, fresh))
-            w[spent] = fresh
+            w[spent] = _without(basis[spent, : j + 1], fresh)
             off[spent, j] = 0.0
         v = w / np.linalg.norm(w, axis=1, keepdims=True)
     tri = np.zeros((rows, count, count))
@@ -92,7 +95,7 @@ def extremes(
     tri[:, at, at] = diagonal
     tri[:, at[:-1], at[1:]] = tri[:, at[1:], at[:-1]] = off[:, :-1]
     values, vectors = np.linalg.eigh(tri)
-    vector = np.einsum("rji,rj->ri", basis, vectors[:, :, -1])
+    vector = (vectors[:, None, :, -1] @ basis)[:, 0]
     vector /= np.linalg.norm(vector, axis=1, keepdims=True)
     last = np.abs(vectors[:, -1, :]) * off[:, -1:]
     return Extremes(values[:, 0], values[:, -1], last[:, 0], last[:, -1], vector)
