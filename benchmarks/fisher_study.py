@@ -24,9 +24,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(_name, "1")  # before numpy is imported: the matrices are small
 
-import numpy as np
+import numpy as np  # noqa: E402
 
 from quantvane.engines.quantize import quantize_file
 from quantvane.engines.registry import open_engine
@@ -62,11 +63,11 @@ FILES = {
     "lm10m": "lm10m-f16.gguf",
 }
 OPTIONS = {
-    "stories260K": CurveOptions(windows=16, scored=32, tokens=8, points=3, probes=8),
-    "babyllama": CurveOptions(windows=16, scored=32, tokens=8, points=3, probes=8),
-    "lm10m": CurveOptions(windows=6, scored=16, tokens=2, points=3, probes=4),
+    "stories260K": CurveOptions(windows=12, scored=16, tokens=4, points=3, probes=6),
+    "babyllama": CurveOptions(windows=12, scored=16, tokens=4, points=3, probes=6),
+    "lm10m": CurveOptions(windows=6, scored=8, tokens=2, points=3, probes=4),
 }
-GN_WINDOWS = {"stories260K": 6, "babyllama": 6, "lm10m": 2}
+GN_WINDOWS = {"stories260K": 6, "babyllama": 6, "lm10m": 3}
 GN_POSITIONS = 8
 DEPARTED_WINDOWS = 24
 
@@ -99,7 +100,7 @@ class Study:
     def __init__(self, name: str, given: argparse.Namespace) -> None:
         self.name, self.given, self.options = name, given, OPTIONS[name]
         self.folder = given.models / name
-        self.engine = open_engine(ModelSpec.parse(f"{self.folder / 'hf'}@hf?n_threads=2"), 128)
+        self.engine = open_engine(ModelSpec.parse(f"{self.folder / 'hf'}@hf?n_threads=1"), 128)
         self.own = weights_of_model(self.engine)
         windows = max(self.options.windows, DEPARTED_WINDOWS)
         if name == "lm10m":
