@@ -1,10 +1,10 @@
 """Does quantization raise λ_max of the Fisher information, where, and can it be predicted? Three small models.
 
-Run: python benchmarks/fisher_study.py --models DIR --text FILE --other FILE [--quants DIR] [--cache DIR]
+Run: OMP_NUM_THREADS=1 python benchmarks/fisher_study.py --models DIR --text FILE --other FILE
 
 DIR holds ``lm10m``, ``stories260K`` and ``babyllama``, each with a GGUF in F16 and the same model as ``hf/``. Quants
-that ``--quants`` lacks are made there. Every finished piece is kept in ``--cache``: the same command continues after
-an interruption. Writes results/fisher_study.json; benchmarks/fisher_charts.py draws it.
+that ``--quants DIR`` lacks are made there. Every finished piece is kept in ``--cache DIR``: the same command continues
+after an interruption. Writes results/fisher_study.json; benchmarks/fisher_charts.py draws it.
 
 Windows of 128 tokens, the last positions of each scored. lm10m reads ``--text``, held out from its training. The other
 two learnt children's stories, of which no file is at hand: their windows are sampled from the models themselves (BOS,
@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 import platform
 import sys
 import time
@@ -24,10 +23,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ.setdefault(_name, "1")  # before numpy is imported: the matrices are small
-
-import numpy as np  # noqa: E402
+import numpy as np
 
 from quantvane.engines.quantize import quantize_file
 from quantvane.engines.registry import open_engine
@@ -195,9 +191,7 @@ class Study:
         else:
             noises = {b: measure_noise(self.own, self.weights(f"rtn:{b}")) for b in BITS}
             factors = {b: noises[b].norm / noises[BITS[0]].norm for b in BITS}
-            found = predict_windows(
-                self.engine.model, noises[BITS[0]], self.used, self.options, list(factors.values())
-            )
+            found = predict_windows(self.engine.model, noises[BITS[0]], self.used, self.options, list(factors.values()))
             made = {f"rtn:{b}": found[factors[b]] for b in BITS}
         out: dict[str, Any] = {}
         for candidate, spaces in made.items():

@@ -11,18 +11,10 @@ pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from quantvane.errors import CapabilityError, DataError
+from quantvane.fisher.gram_terms import gram_terms, token_gram_terms, weyl_gram
 from quantvane.fisher.jets import Jet, States
 from quantvane.fisher.line import WeightLine, inner_products
-from quantvane.fisher.perturbation import (
-    OUTPUT_SPACES,
-    gram_terms,
-    operator_terms,
-    output_terms,
-    output_value,
-    token_gram_terms,
-    weyl_gram,
-    weyl_output,
-)
+from quantvane.fisher.perturbation import OUTPUT_SPACES, operator_terms, output_terms, output_value, weyl_output
 from reference.fisher_dense import derivatives, gauss_newton_matrix, largest, matrices
 from support_micro import micro_direction, micro_llama
 
@@ -175,7 +167,7 @@ def test_the_even_pair_is_a_maximum_so_every_perturbation_lowers_it() -> None:
     terms = output_terms("logit", jet, np.array([0]))
     assert terms.value == 0.5
     assert terms.slope == pytest.approx(0.0, abs=1e-15)
-    assert terms.curvature == pytest.approx(-0.7**2 / 4, rel=1e-12)  # λ = 2p(1−p), p = sigmoid(0.7t)
+    assert terms.curvature == pytest.approx(-(0.7**2) / 4, rel=1e-12)  # λ = 2p(1−p), p = sigmoid(0.7t)
     for t in (-1.0, -0.1, 0.1, 1.0):
         moved = States(np.full((1, 1), 0.7 * t), jet.at.weight)
         assert output_value("logit", moved, np.array([0])) < 0.5

@@ -25,7 +25,8 @@ def matrices(space: str, states: Any, targets: np.ndarray) -> np.ndarray:
         return np.stack([states.weight.T @ one @ states.weight for one in c])
     p = np.exp(z - z.max(axis=1, keepdims=True))
     p /= p.sum(axis=1, keepdims=True)
-    g = np.stack([np.outer(np.eye(len(q))[y] - q, h).ravel() for q, y, h in zip(p, targets, states.hidden, strict=True)])
+    miss = np.eye(p.shape[1])[targets] - p
+    g = np.stack([np.outer(a, h).ravel() for a, h in zip(miss, states.hidden, strict=True)])
     return (g.T @ g / len(g))[None]
 
 

@@ -102,7 +102,13 @@ def extremes(
 
 
 def solve_deflated(
-    apply: Operator, value: FloatArray, vector: FloatArray, right: FloatArray, *, steps: int = 200, accuracy: float = 1e-12
+    apply: Operator,
+    value: FloatArray,
+    vector: FloatArray,
+    right: FloatArray,
+    *,
+    steps: int = 200,
+    accuracy: float = 1e-12,
 ) -> tuple[FloatArray, FloatArray]:
     """x ⟂ u with (λ − F) x = right − u(u·right), by conjugate gradients on u's complement.
 

@@ -98,9 +98,7 @@ class WeightLine:
         tokens = torch.as_tensor(np.asarray(ids, np.int64), device=device)[None]
         backend = torch.nn.attention.SDPBackend.MATH  # the fused kernels have no forward derivatives
         with torch.nn.attention.sdpa_kernel(backend):
-            out = torch.func.functional_call(
-                self._model.base_model, own, (), {"input_ids": tokens, "use_cache": False}
-            )
+            out = torch.func.functional_call(self._model.base_model, own, (), {"input_ids": tokens, "use_cache": False})
         return out.last_hidden_state[0, torch.as_tensor(np.asarray(rows, np.int64), device=device)]
 
     def _logits(self, weights: Mapping[str, Any], ids: Ids, rows: Ids) -> Any:
@@ -121,7 +119,7 @@ class WeightLine:
         """`states` at t = 0 with first and second derivatives, by nested forward-mode differentiation."""
         torch = self._torch
         ref = self._base[self._head]
-        zero, one = torch.zeros((), dtype=ref.dtype, device=ref.device), torch.ones((), dtype=ref.dtype, device=ref.device)
+        zero, one = ref.new_zeros(()), ref.new_ones(())
 
         def along(t: Any) -> Any:
             return self._hidden(self._weights(t), ids, rows)
@@ -151,7 +149,8 @@ class WeightLine:
             losses = torch.nn.functional.cross_entropy(logits, wanted, reduction="none")
         out = losses.new_empty((len(losses), self.size))
         for row, loss in enumerate(losses):
-            parts = torch.autograd.grad(loss, list(leaves.values()), retain_graph=row + 1 < len(losses), allow_unused=True)
+            again = row + 1 < len(losses)
+            parts = torch.autograd.grad(loss, list(leaves.values()), retain_graph=again, allow_unused=True)
             at = 0
             for leaf, part in zip(leaves.values(), parts, strict=True):
                 out[row, at : at + leaf.numel()] = 0.0 if part is None else part.reshape(-1)

@@ -11,36 +11,27 @@ A *window* is N scored positions of one sequence. Its statistic, per space:
 ``gauss-newton``    λ_max of (1/N) Σ Jᵢᵀ(diag pᵢ − pᵢpᵢᵀ)Jᵢ, the true Fisher information
 ==================  ============================================================================================
 
-Along the line F(t) = F + tF' + ½t²F'' + O(t³) and λ(t) = λ + tλ' + ½t²λ'' + O(t³); `terms_*` give λ, λ', λ''
-and the smallest eigenvalues of F' and ½F''. With E = F(θ+δ) − F(θ), Weyl: λ(1) ≥ λ(0) + λ_min(E), always.
+Along the line F(t) = F + tF' + ½t²F'' + O(t³) and λ(t) = λ + tλ' + ½t²λ'' + O(t³); the functions of this module and
+`gram_terms` give λ, λ', λ'' and the smallest eigenvalues of F' and ½F''. With E = F(θ+δ) − F(θ), Weyl's inequality is
+λ(1) ≥ λ(0) + λ_min(E), always.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
 
 from quantvane.errors import DataError
-from quantvane.fisher.eigen import Operator, eigen_terms, extremes, lowest_in_span
+from quantvane.fisher.eigen import Operator, eigen_terms, extremes
+from quantvane.fisher.gram_terms import REPEATED, Terms, gram_terms, kronecker_products, weyl_gram
 from quantvane.fisher.jets import Jet, States, covariance, covariance_first, covariance_second, softmax
 from quantvane.fisher.logit import lambda_max
 from quantvane.types import FloatArray
 
-__all__ = [
-    "OUTPUT_SPACES",
-    "Terms",
-    "gram_terms",
-    "operator_terms",
-    "output_terms",
-    "output_value",
-    "token_gram_terms",
-    "weyl_gram",
-    "weyl_output",
-]
+__all__ = ["OUTPUT_SPACES", "operator_terms", "output_terms", "output_value", "weyl_output"]
 
 OUTPUT_SPACES = ("logit", "hidden", "head")
 STEPS = 24
@@ -49,27 +40,8 @@ STEPS = 24
 Targets = npt.NDArray[np.integer]
 
 
-@dataclass(frozen=True, slots=True)
-class Terms:
-    """λ, λ', λ'' of one window in one space, with what is known of F' and F''.
-
-    Attributes:
-        value: λ(0). slope: λ'. curvature: λ''; the second-order term is half of it.
-        lowest_first, lowest_second: smallest eigenvalue of F' and of ½F'' (over all positions' matrices where
-            the space has one a position); NaN where it was not asked for.
-        reason: why a value is NaN, else "".
-    """
-
-    value: float
-    slope: float
-    curvature: float
-    lowest_first: float = math.nan
-    lowest_second: float = math.nan
-    reason: str = ""
-
-    def at(self, t: float) -> float:
-        """λ + tλ' + ½t²λ''."""
-        return self.value + t * self.slope + 0.5 * t * t * self.curvature
+def _shape(rows: FloatArray) -> tuple[int, int]:
+    return rows.shape[0], rows.shape[1]
 
 
 def _hidden_operator(weight: FloatArray, inner: Callable[[FloatArray], FloatArray]) -> Operator:
@@ -84,7 +56,7 @@ def _values(space: str, states: States, targets: Targets, steps: int = STEPS) ->
     p = softmax(z)
     if space == "hidden":
         apply = _hidden_operator(states.weight, lambda y: covariance(p, y))
-        return extremes(apply, states.hidden.shape, steps, np.random.default_rng(0)).high  # type: ignore[arg-type]
+        return extremes(apply, _shape(states.hidden), steps, np.random.default_rng(0)).high
     if space == "head":
         a = -p
         a[np.arange(len(p)), targets] += 1.0
@@ -127,7 +99,7 @@ def output_terms(space: str, jet: Jet, targets: Targets, *, lowest: bool = True)
         first: Operator = lambda v: covariance_first(p, p1, v)  # noqa: E731
         second: Operator = lambda v: covariance_second(p, p1, p2, v)  # noqa: E731
         vector = _logit_vector(p, value)
-        shape = p.shape
+        shape = _shape(p)
     elif space == "hidden":
         w, w1 = jet.at.weight, jet.first.weight
         apply = _hidden_operator(w, lambda y: covariance(p, y))
@@ -141,8 +113,8 @@ def output_terms(space: str, jet: Jet, targets: Targets, *, lowest: bool = True)
             side = 2.0 * (covariance(p, y1) + covariance_first(p, p1, y)) @ w1
             return side + (covariance_second(p, p1, p2, y) + 2.0 * covariance_first(p, p1, y1)) @ w
 
-        shape = jet.at.hidden.shape
-        found = extremes(apply, shape, min(shape[1], 2 * STEPS), np.random.default_rng(0))  # type: ignore[arg-type]
+        shape = _shape(jet.at.hidden)
+        found = extremes(apply, shape, min(shape[1], 2 * STEPS), np.random.default_rng(0))
         value, vector = found.high, found.vector
     else:
         raise _unknown(space)
@@ -150,9 +122,9 @@ def output_terms(space: str, jet: Jet, targets: Targets, *, lowest: bool = True)
     lows = (math.nan, math.nan)
     if lowest:
         rng = np.random.default_rng(1)
-        pair = [extremes(f, shape, STEPS, rng).low.min() for f in (first, second)]  # type: ignore[arg-type]
+        pair = [extremes(f, shape, STEPS, rng).low.min() for f in (first, second)]
         lows = (float(pair[0]), 0.5 * float(pair[1]))
-    reason = "" if bool(np.isfinite(bend).all()) else "the largest eigenvalue of a position is repeated, or nearly"
+    reason = "" if bool(np.isfinite(bend).all()) else REPEATED
     return Terms(float(value.mean()), float(slope.mean()), float(bend.mean()), *lows, reason)
 
 
@@ -172,66 +144,13 @@ def _logit_vector(p: FloatArray, value: FloatArray) -> FloatArray:
     return np.divide(vector, norm, out=np.zeros_like(vector), where=norm > 0)
 
 
-def _pairs(left: Sequence[tuple[FloatArray, FloatArray]], right: Sequence[tuple[FloatArray, FloatArray]]) -> FloatArray:
-    """Inner products of rows Σ a⊗h: Σ over terms of (a·a')(h·h')."""
-    return np.sum([(a @ c.T) * (h @ k.T) for a, h in left for c, k in right], axis=0)
-
-
 def _head_terms(jet: Jet, p: tuple[FloatArray, FloatArray, FloatArray], targets: Targets) -> Terms:
     a, a1, a2 = -p[0], -p[1], -p[2]
     a[np.arange(len(a)), targets] += 1.0
     h, h1, h2 = jet.at.hidden, jet.first.hidden, jet.hidden2
     rows = [[(a, h)], [(a1, h), (a, h1)], [(a2, h), (2.0 * a1, h1), (a, h2)]]
-    gram = np.block([[_pairs(x, y) for y in rows] for x in rows])
+    gram = np.block([[kronecker_products(x, y) for y in rows] for x in rows])
     return gram_terms(gram, a.shape[1] * h.shape[1])
-
-
-def gram_terms(gram: FloatArray, size: int) -> Terms:
-    """Terms of F = (1/N) Σ gᵢgᵢᵀ from inner products alone.
-
-    Args:
-        gram: (3N, 3N) inner products of the rows g, g', g'' (derivatives along the line), in that order.
-        size: dimension the rows live in.
-
-    F has the nonzero eigenvalues of K = G Gᵀ/N for every t, so λ' and λ'' are K's.
-    """
-    n = len(gram) // 3
-    if gram.shape != (3 * n, 3 * n) or n == 0:
-        raise DataError(
-            "these are no inner products of rows and two derivatives",
-            expected="a square array of side 3N",
-            got=f"shape {gram.shape}",
-            remedy="stack the rows g, g', g'' and multiply them with their transpose",
-        )
-    block = [[gram[i * n : (i + 1) * n, j * n : (j + 1) * n] for j in range(3)] for i in range(3)]
-    k = block[0][0] / n
-    k1 = (block[0][1] + block[1][0]) / n
-    k2 = (block[0][2] + block[2][0] + 2.0 * block[1][1]) / n
-    values, vectors = np.linalg.eigh((k + k.T) / 2)
-    slope, bend = eigen_terms(
-        lambda v: v @ k, lambda v: v @ k1, lambda v: v @ k2, values[-1:], vectors[:, -1][None]
-    )
-    eye, none = np.eye(n), np.zeros((n, n))
-    first = np.block([[none, eye, none], [eye, none, none], [none, none, none]]) / n
-    second = np.block([[none, none, eye], [none, 2.0 * eye, none], [eye, none, none]]) / n
-    reason = "" if math.isfinite(bend[0]) else "the largest eigenvalue is repeated, or nearly"
-    low = lowest_in_span(gram, first, size), 0.5 * lowest_in_span(gram, second, size)
-    return Terms(float(values[-1]), float(slope[0]), float(bend[0]), *low, reason)
-
-
-def token_gram_terms(gram: FloatArray, size: int) -> Terms:
-    """Terms of the mean over positions of ‖gᵢ‖², each position's own gᵢgᵢᵀ taken as its matrix.
-
-    Args:
-        gram: (3N, 3N) as for `gram_terms`.
-
-    λ' = 2 g·g', λ'' = 2(‖g'‖² + g·g''); the smallest eigenvalues are the smallest over all positions.
-    """
-    n = len(gram) // 3
-    each = [gram_terms(gram[np.ix_(at, at)], size) for at in (np.array([i, n + i, 2 * n + i]) for i in range(n))]
-    lows = min(e.lowest_first for e in each), min(e.lowest_second for e in each)
-    value, slope, bend = (float(np.mean([getattr(e, f) for e in each])) for f in ("value", "slope", "curvature"))
-    return Terms(value, slope, bend, *lows)
 
 
 def operator_terms(at: Callable[[float], Operator], size: int, step: float, steps: int = STEPS) -> Terms:
@@ -253,7 +172,7 @@ def operator_terms(at: Callable[[float], Operator], size: int, step: float, step
     top = extremes(middle, (1, size), steps, rng)
     slope, bend = eigen_terms(middle, first, second, top.high, top.vector, accuracy=1e-5)
     low = [float(extremes(f, (1, size), steps, rng).low[0]) for f in (first, second)]
-    reason = "" if math.isfinite(bend[0]) else "the largest eigenvalue is repeated, or nearly"
+    reason = "" if math.isfinite(bend[0]) else REPEATED
     return Terms(float(top.high[0]), float(slope[0]), float(bend[0]), low[0], 0.5 * low[1], reason)
 
 
@@ -271,23 +190,17 @@ def weyl_output(space: str, before: States, after: States, targets: Targets) -> 
             a = -prob
             a[np.arange(n), targets] += 1.0
             rows.append([(a, states.hidden)])
-        gram = np.block([[_pairs(x, y) for y in rows] for x in rows])
+        gram = np.block([[kronecker_products(x, y) for y in rows] for x in rows])
         low = weyl_gram(gram, p.shape[1] * before.hidden.shape[1])
         return low, low
     if space == "logit":
         operator: Operator = lambda v: covariance(q, v) - covariance(p, v)  # noqa: E731
-        shape = p.shape
+        shape = _shape(p)
     elif space == "hidden":
         new = _hidden_operator(after.weight, lambda y: covariance(q, y))
         old = _hidden_operator(before.weight, lambda y: covariance(p, y))
-        operator, shape = (lambda v: new(v) - old(v)), before.hidden.shape
+        operator, shape = (lambda v: new(v) - old(v)), _shape(before.hidden)
     else:
         raise _unknown(space)
-    lows = extremes(operator, shape, STEPS, np.random.default_rng(2)).low  # type: ignore[arg-type]
+    lows = extremes(operator, shape, STEPS, np.random.default_rng(2)).low
     return float(lows.mean()), float(lows.min())
-
-
-def weyl_gram(gram: FloatArray, size: int) -> float:
-    """λ_min of (1/N)(Σ bᵢbᵢᵀ − Σ aᵢaᵢᵀ) from the (2N, 2N) inner products of the rows b, then a."""
-    n = len(gram) // 2
-    return lowest_in_span(gram, np.diag(np.repeat([1.0, -1.0], n)) / n, size)

@@ -26,7 +26,16 @@ from scipy import special, stats
 from quantvane.errors import DataError
 from quantvane.types import FloatArray, Interval
 
-__all__ = ["Agreement", "Prediction", "agreement", "holds", "holds_down_to", "predict_by_draws", "predict_by_terms", "spearman"]
+__all__ = [
+    "Agreement",
+    "Prediction",
+    "agreement",
+    "holds",
+    "holds_down_to",
+    "predict_by_draws",
+    "predict_by_terms",
+    "spearman",
+]
 
 
 @dataclass(frozen=True, slots=True)

@@ -135,10 +135,14 @@ def _theorem(windows: Sequence[WindowEvidence], space: str) -> Finding:
     if below:
         return Finding("contradicted", f"Theorem 4.3 does not hold for this model: {numbers}{psd}.")
     if n < MIN_WINDOWS:
-        return Finding("undecided", f"Theorem 4.3 is undecided on {n} windows, {MIN_WINDOWS} are needed: {numbers}{psd}.")
+        return Finding(
+            "undecided", f"Theorem 4.3 is undecided on {n} windows, {MIN_WINDOWS} are needed: {numbers}{psd}."
+        )
     if above == n:
         return Finding("supported", f"Theorem 4.3 agrees with this model, in its strict form: {numbers}{psd}.")
-    return Finding("not contradicted", f"Theorem 4.3 is not contradicted by this model, its strict form is open: {numbers}{psd}.")
+    return Finding(
+        "not contradicted", f"Theorem 4.3 is not contradicted by this model, its strict form is open: {numbers}{psd}."
+    )
 
 
 def _leading(windows: Sequence[WindowEvidence]) -> str:
@@ -172,7 +176,9 @@ def _proposition(departures: Sequence[Departure], space: str) -> Finding:
             f"Proposition 3.2's conclusion does not hold for this model: {kinds} lower {name} ({numbers}).",
         )
     if len(raised) == len(departures):
-        return Finding("supported", f"Proposition 3.2 agrees with this model: every departure raises {name} ({numbers}).")
+        return Finding(
+            "supported", f"Proposition 3.2 agrees with this model: every departure raises {name} ({numbers})."
+        )
     return Finding("undecided", f"Proposition 3.2 is undecided for this model: some intervals hold 0.5 ({numbers}).")
 
 

@@ -18,16 +18,9 @@ from quantvane.corpora.text import WindowRule, peer_windows, read_corpus
 from quantvane.engines.base import Engine, require
 from quantvane.engines.registry import engine_name, open_engine
 from quantvane.errors import SpecError
+from quantvane.fisher.gram_terms import Terms, token_gram_terms, weyl_gram
 from quantvane.fisher.line import WeightLine, inner_products
-from quantvane.fisher.perturbation import (
-    OUTPUT_SPACES,
-    Terms,
-    output_terms,
-    output_value,
-    token_gram_terms,
-    weyl_gram,
-    weyl_output,
-)
+from quantvane.fisher.perturbation import OUTPUT_SPACES, output_terms, output_value, weyl_output
 from quantvane.fisher.prediction import Agreement, Prediction, agreement, predict_by_draws, predict_by_terms
 from quantvane.fisher.rounding import Noise, draw_noise, measure_noise, round_to_nearest
 from quantvane.fisher.verdict import Departure, Verdict, WindowEvidence, verdict
