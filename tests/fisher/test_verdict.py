@@ -36,7 +36,7 @@ def test_one_fall_beyond_third_order_contradicts_it() -> None:
 
 
 def test_a_fall_within_third_order_does_not() -> None:
-    found = verdict([*RISING, window(-0.02, 0.0, -0.05)])
+    found = verdict([*RISING, window(0.02, 0.0, -0.05)])
     assert found.theorem.outcome == "not contradicted"
     assert "fell in 1 of 7 windows, in 0 of them" in found.theorem.sentence
 

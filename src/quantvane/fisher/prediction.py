@@ -181,7 +181,7 @@ def spearman(x: npt.ArrayLike, y: npt.ArrayLike, level: float = 0.95) -> Interva
     if n < 5 or np.ptp(a) == 0 or np.ptp(b) == 0:
         return Interval(math.nan, reason="fewer than 5 pairs, or a constant side", level=level)
     rho = float(stats.spearmanr(a, b).statistic)
-    if abs(rho) >= 1.0:
+    if abs(rho) > 1.0 - 1e-12:
         return Interval(rho, reason="ranks agree (or oppose) exactly: no interval", level=level)
     reach = float(special.ndtri((1 + level) / 2)) * math.sqrt((1 + rho**2 / 2) / (n - 3))
     low, high = math.tanh(math.atanh(rho) - reach), math.tanh(math.atanh(rho) + reach)
