@@ -1,9 +1,9 @@
 """Does λ_max tell that a model left the text it knows? AUROC of σ in three spaces beside simpler statistics.
 
 For each model, windows of in-distribution text (or text the model itself wrote: ``--known-of NAME=self`` draws it at
-temperature 1, which is in-distribution whatever the model was trained on) against windows of other text, of code, of the same windows' tokens
-shuffled, and of tokens drawn uniformly. Statistics, per window (mean over scored positions; the head's λ_max is of
-the window's own F) and per token:
+temperature 1, which is in-distribution whatever the model was trained on) against windows of other text, of code, of
+the same windows' tokens shuffled, and of tokens drawn uniformly. Statistics, per window (mean over scored positions;
+the head's λ_max is of the window's own F) and per token:
 
     sigma_logit, sigma_hidden, sigma_head   λ_max over the mean of the calibration windows' λ_max
     entropy, nll, one_minus_p1, grad_norm   −Σ p ln p; −ln p(y); 1 − p₁; ‖e_y − p‖²
@@ -201,8 +201,9 @@ def chart(document: dict[str, Any]) -> Any:
         heading = alt.TitleParams(text=f"{name} (known: {found['known']})", anchor="start", fontSize=12)
         panels.append(alt.layer(*layers).properties(width=260, height=alt.Step(11), title=heading))
     subtitle = [
-        "Per window: probability that departed text has the larger value. Dashed, 0.5: no information; near 0 or 1: told",
-        "apart, 0 meaning that the departed text has the smaller value. Whiskers: 95% intervals over windows.",
+        "Per window: probability that departed text has the larger value. Dashed, 0.5: no information; near 0 or 1: "
+        "told apart,",
+        "0 meaning that the departed text has the smaller value. Whiskers: 95% intervals over windows.",
     ]
     return finish(alt.hconcat(*panels, spacing=22), "Which statistic notices that a model left the text it knows",
                   subtitle)  # fmt: skip

@@ -61,7 +61,7 @@ def test_numbers_are_those_of_the_functions(run, text):
         assert table["nll_ref"][i] == pytest.approx(-logp[np.arange(len(y)), y].mean(), rel=1e-6)
         assert table["entropy_ref"][i] == pytest.approx(-(np.exp(logp) * logp).sum(1).mean(), rel=1e-6)
         assert table["lambda_logit_ref"][i] == pytest.approx(lambda_max(z).mean(), rel=1e-5)
-        head = OutputMap(engine.head()[0])
+        head = OutputMap(engine.output_heads()[0].weight)
         assert table["lambda_head_ref"][i] == pytest.approx(head_empirical(head, h, y).value, rel=1e-6)
         found = hidden_lambda(head, h, np.random.default_rng([0, window.index]), steps=12)
         assert table["lambda_hidden_ref"][i] == pytest.approx(found.value.mean(), rel=1e-6)
@@ -92,16 +92,16 @@ def test_the_document(run):
 
 
 def test_an_interrupted_run_continues_and_ends_alike(run, tmp_path, text):
-    class Killed(Exception):
+    class KilledError(Exception):
         pass
 
     def kill(event):
         if event["event"] == "progress" and event["job"] != "reference":
-            raise Killed
+            raise KilledError
 
     out = tmp_path / "run"
     ask = {"text": text, "space": ["logit", "hidden", "head"], "out": out, **FAST}
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         fisher(REF, [CAND, REF], **ask, on_event=kill)
     assert (out / "journal" / "reference.journal").stat().st_size > 8
     again = fisher(REF, [CAND, REF], **ask)
