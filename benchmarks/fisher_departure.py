@@ -186,7 +186,9 @@ def chart(document: dict[str, Any]) -> Any:
         offset = alt.YOffset("kind:N", sort=kinds)
         colour = alt.Color("kind:N", sort=kinds, scale=alt.Scale(domain=kinds, range=list(SERIES)),
                            legend=alt.Legend(orient="bottom", title="against"))  # fmt: skip
-        shape = alt.Shape("kind:N", sort=kinds, legend=alt.Legend(orient="bottom", title="against"))
+        shapes = ["circle", "square", "triangle-up", "cross"]
+        shape = alt.Shape("kind:N", sort=kinds, scale=alt.Scale(domain=kinds, range=shapes),
+                          legend=alt.Legend(orient="bottom", title="against"))  # fmt: skip
         base = alt.Chart(data(rows))
         half = alt.Chart(data([{"half": 0.5}])).mark_rule(color=FLOOR, strokeDash=[5, 3])
         title = "AUROC (departed larger)"
