@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from quantvane.fisher.eigen import eigen_terms, extremes, lowest_in_span, solve_deflated
-from reference.fisher_dense import derivatives
+from reference.curve_dense import derivatives
 
 
 def symmetric(rng: np.random.Generator, rows: int, n: int) -> np.ndarray:

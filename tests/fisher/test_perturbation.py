@@ -15,7 +15,7 @@ from quantvane.fisher.gram_terms import gram_terms, token_gram_terms, weyl_gram
 from quantvane.fisher.jets import Jet, States
 from quantvane.fisher.line import WeightLine, inner_products
 from quantvane.fisher.perturbation import OUTPUT_SPACES, operator_terms, output_terms, output_value, weyl_output
-from reference.fisher_dense import derivatives, gauss_newton_matrix, largest, matrices
+from reference.curve_dense import derivatives, gauss_newton_matrix, largest, matrices
 from support_micro import micro_direction, micro_llama
 
 IDS = np.random.default_rng(0).integers(0, 40, 12)

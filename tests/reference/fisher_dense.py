@@ -1,52 +1,56 @@
-"""Slow twins of the Fisher curve: every matrix formed in float64, every derivative by a seven-point difference."""
+"""Slow, obvious twins of the head, hidden and parameter spaces: F itself, and its eigenvalues by a dense solver."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
 
-def covariances(logits: np.ndarray) -> np.ndarray:
-    """(N, V, V) diag p − ppᵀ of each row."""
-    p = np.exp(logits - logits.max(axis=1, keepdims=True))
-    p /= p.sum(axis=1, keepdims=True)
-    return np.stack([np.diag(row) - np.outer(row, row) for row in p])
+def softmax(z):
+    e = np.exp(z - z.max(axis=-1, keepdims=True))
+    return e / e.sum(axis=-1, keepdims=True)
 
 
-def matrices(space: str, states: Any, targets: np.ndarray) -> np.ndarray:
-    """The matrices of a window in an output space: one a position (N, n, n), one in all (1, n, n) for ``head``."""
-    z = states.logits()
-    c = covariances(z)
-    if space == "logit":
-        return c
-    if space == "hidden":
-        return np.stack([states.weight.T @ one @ states.weight for one in c])
-    p = np.exp(z - z.max(axis=1, keepdims=True))
-    p /= p.sum(axis=1, keepdims=True)
-    miss = np.eye(p.shape[1])[targets] - p
-    g = np.stack([np.outer(a, h).ravel() for a, h in zip(miss, states.hidden, strict=True)])
-    return (g.T @ g / len(g))[None]
+def head_logits(weight, hidden, bias=None, scale=1.0, softcap=None):
+    """(N, V) logits and their slope ∂z/∂(Wh + b)."""
+    z = hidden @ weight.T + (0 if bias is None else bias)
+    z = z * scale
+    if softcap is None:
+        return z, np.full_like(z, scale)
+    z = softcap * np.tanh(z / softcap)
+    return z, scale * (1 - (z / softcap) ** 2)
 
 
-def gauss_newton_matrix(jacobian: np.ndarray, logits: np.ndarray) -> np.ndarray:
-    """(P, P) (1/N) Σ Jᵢᵀ Cᵢ Jᵢ from (N, V, P) Jacobians."""
-    return np.mean([j.T @ c @ j for j, c in zip(jacobian, covariances(logits), strict=True)], axis=0)
+def logit_matrices(z, slope):
+    p = softmax(z)
+    return [s[:, None] * (np.diag(q) - np.outer(q, q)) * s for q, s in zip(p, slope, strict=True)]
 
 
-_FIRST = np.array([-1, 9, -45, 0, 45, -9, 1]) / 60
-_SECOND = np.array([2, -27, 270, -490, 270, -27, 2]) / 180
+def head_empirical_matrix(z, slope, hidden, labels):
+    p = softmax(z)
+    eye = np.eye(z.shape[1])
+    rows = [np.outer(s * (eye[y] - q), h).ravel() for q, s, h, y in zip(p, slope, hidden, labels, strict=True)]
+    g = np.stack(rows)
+    return g.T @ g / len(g)
 
 
-def derivatives(f: Callable[[float], Any], step: float) -> tuple[Any, Any]:
-    """f'(0), f''(0), errors of order step⁶."""
-    values = [np.asarray(f(k * step)) for k in range(-3, 4)]
-    first = sum(w * v for w, v in zip(_FIRST, values, strict=True)) / step
-    second = sum(w * v for w, v in zip(_SECOND, values, strict=True)) / step**2
-    return first, second
+def head_true_matrix(z, slope, hidden):
+    parts = [np.kron(a, np.outer(h, h)) for a, h in zip(logit_matrices(z, slope), hidden, strict=True)]
+    return sum(parts) / len(parts)
 
 
-def largest(stack: np.ndarray) -> float:
-    """Mean over the matrices of their largest eigenvalue."""
-    return float(np.mean(np.linalg.eigvalsh(stack)[:, -1]))
+def hidden_matrices(z, slope, weight):
+    return [weight.T @ a @ weight for a in logit_matrices(z, slope)]
+
+
+def top(matrix):
+    return float(np.linalg.eigvalsh(matrix)[-1])
+
+
+def jacobian(function, theta, step=1e-6):
+    """Central differences of a vector function, (outputs, P); an error of about step² relative."""
+    columns = []
+    for k in range(len(theta)):
+        move = np.zeros_like(theta)
+        move[k] = step
+        columns.append((function(theta + move) - function(theta - move)) / (2 * step))
+    return np.stack(columns, axis=-1)

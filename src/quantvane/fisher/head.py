@@ -130,7 +130,8 @@ def head_true(
         slope[:, start:stop] = head.slope(z)
 
     def centred(x: FloatArray) -> FloatArray:
-        return x - root * (root * x).sum(axis=1, keepdims=True)
+        out: FloatArray = x - root * (root * x).sum(axis=1, keepdims=True)
+        return out
 
     def product(vector: FloatArray) -> FloatArray:
         y = slope * root * centred(vector.reshape(count, size))

@@ -49,7 +49,10 @@ class OutputMap:
             out += self.bias[start:stop]
         if self.scale != 1.0:
             out *= self.scale
-        return out if self.softcap is None else self.softcap * np.tanh(out / self.softcap)
+        if self.softcap is not None:
+            np.tanh(out / self.softcap, out=out)
+            out *= self.softcap
+        return out
 
     def slope(self, logits: FloatArray) -> FloatArray | float:
         """∂z/∂(Wh + b) at these logits: a, or a(1 − (z/c)²)."""

@@ -6,8 +6,8 @@ A *window* is N scored positions of one sequence. Its statistic, per space:
 ``logit``           mean over positions of λ_max(diag p − ppᵀ)
 ``hidden``          mean over positions of λ_max(Wᵀ(diag p − ppᵀ)W)
 ``head``            λ_max of (1/N) Σ aᵢaᵢᵀ ⊗ hᵢhᵢᵀ, aᵢ = e_{yᵢ} − pᵢ: empirical Fisher of the head, observed labels
-``params``          mean over positions of ‖gᵢ‖² = λ_max(gᵢgᵢᵀ), gᵢ = ∂(−ln p(yᵢ))/∂θ, observed labels
-``params-window``   λ_max of (1/N) Σ gᵢgᵢᵀ
+``params-token``    mean over positions of ‖gᵢ‖² = λ_max(gᵢgᵢᵀ), gᵢ = ∂(−ln p(yᵢ))/∂θ, observed labels
+``params``          λ_max of (1/N) Σ gᵢgᵢᵀ
 ``gauss-newton``    λ_max of (1/N) Σ Jᵢᵀ(diag pᵢ − pᵢpᵢᵀ)Jᵢ, the true Fisher information
 ==================  ============================================================================================
 

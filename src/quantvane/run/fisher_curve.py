@@ -40,7 +40,8 @@ __all__ = [
     "weights_of_model",
 ]
 
-CURVE_SPACES = (*OUTPUT_SPACES, "params")
+TOKEN_SPACE = "params-token"
+CURVE_SPACES = (*OUTPUT_SPACES, TOKEN_SPACE)
 Weights = dict[str, npt.NDArray[np.float32]]
 Row = dict[str, Any]
 
@@ -52,7 +53,7 @@ class CurveOptions:
     Attributes:
         spaces: of `CURVE_SPACES`. points: values of t between −1 and 1, an odd number so that 0 is among them.
         context: tokens of a window. windows: number of windows. scored: positions of each that count, its last.
-        tokens: positions of each whose gradients are taken (params), evenly spaced among the scored.
+        tokens: positions of each whose gradients are taken (params-token), evenly spaced among the scored.
         probes: draws of the noise for a prediction. seed: of the draws.
     """
 
@@ -174,7 +175,7 @@ def curve_windows(line: WeightLine, samples: Sequence[Sample], options: CurveOpt
     """Per window and space: λ(0), λ(1), terms, λ_min(E) and, with more than 3 points, the curve.
 
     Each entry: ``{space: {"value", "moved", "slope", "curvature", "lowest_first", "lowest_second", "weyl",
-    "reason", "curve"}}``; for ``params`` the matrices are the positions' own gᵢgᵢᵀ and ``weyl`` is a mean over
+    "reason", "curve"}}``; for ``params-token`` the matrices are the positions' own gᵢgᵢᵀ and ``weyl`` is a mean over
     positions, as for ``logit`` and ``hidden``.
     """
     return [_window(line, sample, options) for sample in samples]
@@ -192,8 +193,8 @@ def _window(line: WeightLine, sample: Sample, options: CurveOptions) -> Row:
             values = {t: output_value(space, s, sample.targets) for t, s in states.items()}
             weyl = weyl_output(space, jet.at, states[1.0], sample.targets)[0]
             out[space] = _row(terms, values, weyl, options)
-    if "params" in options.spaces:
-        out["params"] = _params(line, sample.thinned(options.tokens), options)
+    if TOKEN_SPACE in options.spaces:
+        out[TOKEN_SPACE] = _params(line, sample.thinned(options.tokens), options)
     return out
 
 
@@ -273,7 +274,7 @@ def _probe(line: WeightLine, sample: Sample, options: CurveOptions, factors: Seq
             terms = output_terms(space, jet, sample.targets, lowest=False)
             out[space] = {"value": terms.value, "slope": terms.slope, "curvature": terms.curvature}
             out[space] |= {f"moved {f}": output_value(space, s, sample.targets) for f, s in states.items()}
-    if "params" in options.spaces:
+    if TOKEN_SPACE in options.spaces:
         thin = sample.thinned(options.tokens)
         args = thin.ids, thin.rows, thin.targets
 
@@ -283,7 +284,7 @@ def _probe(line: WeightLine, sample: Sample, options: CurveOptions, factors: Seq
 
         step = line.difference_step()
         down, middle, up = size(-step), size(0.0), size(step)
-        out["params"] = {
+        out[TOKEN_SPACE] = {
             "value": middle,
             "slope": (up - down) / (2 * step),
             "curvature": (up - middle - (middle - down)) / step**2,
