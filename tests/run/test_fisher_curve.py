@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -103,3 +104,22 @@ def test_samples_are_the_last_scored_positions(model: Path, text: Path) -> None:
 def test_options_are_checked(wrong: dict[str, object]) -> None:
     with pytest.raises(SpecError):
         CurveOptions(**wrong)  # type: ignore[arg-type]
+
+
+def test_command(model: Path, text: Path, tmp_path: Path) -> None:
+    from click.testing import CliRunner
+
+    from quantvane.cli.fisher import command
+    from quantvane.errors import InputError
+
+    asked = [str(model), "rtn:3", "--text", str(text), "--ctx", "16", "--chunks", "2", "--space", "logit"]
+    made = CliRunner().invoke(command, [*asked, "--curve", "--out", str(tmp_path), "--json"])
+    assert made.exit_code == 0, made.output
+    document = json.loads(made.stdout)
+    assert document == json.loads((tmp_path / "curve.json").read_text(encoding="utf-8"))
+    assert len(document["candidates"][0]["windows"][0]["logit"]["curve"]) == 9
+    shown = CliRunner().invoke(command, [*asked, "--predict"])
+    assert "Theorem 4.3" in shown.output
+    assert "predicted from draws" in shown.output
+    refused = CliRunner().invoke(command, [str(model), "--text", str(text), "--curve"])
+    assert isinstance(refused.exception, InputError)

@@ -33,6 +33,10 @@ __all__ = ["command", "print_fisher"]
 @click.option("--draws", type=int, default=None, help="Draws of labels with --fisher sampled; 4 by default.")
 @click.option("--sketch", type=int, default=None, metavar="WIDTH",
               help="CountSketch of this width in place of exact inner products (params).")  # fmt: skip
+@click.option("--curve", is_flag=True,
+              help="λ_max(θ + tδ) for t from −1 to 1, its terms, Weyl's bound, verdicts (transformers).")  # fmt: skip
+@click.option("--predict", is_flag=True,
+              help="Predict σ from the rounding noise's size alone, beside the measured (transformers).")  # fmt: skip
 @click.option("--seed", default=0, show_default=True, help="Seed of start vectors, draws and resampling.")
 @click.option("--resamples", default=2000, show_default=True, help="Bootstrap resamples.")
 @settings_option
@@ -45,6 +49,8 @@ def command(
     spaces: str,
     settings: tuple[str, ...],
     as_json: bool,
+    curve: bool,
+    predict: bool,
     **options: object,
 ) -> None:
     """Measure σ = λ_max(CAND)/λ_max(REF) of the Fisher information, window by window.
@@ -55,7 +61,14 @@ def command(
     \b
     quantvane fisher m-f16.gguf m-Q4_K_M.gguf --text wiki.txt --space logit,hidden,head
     quantvane fisher ./m@hf './m@hf?weights=m-Q4_K_M.gguf' --text wiki.txt --space params --ctx 128 --chunks 20
+    quantvane fisher ./m@hf './m@hf?weights=m-Q4_K_M.gguf' rtn:4 --text wiki.txt --space logit,hidden --curve --predict
     """
+    if curve or predict:
+        from quantvane.cli.fisher_curve import print_curve, run_curve
+
+        asked = {**options, "curve": curve, "predict": predict}
+        print_curve(run_curve(reference, candidates, texts, read_types(spaces), asked), as_json)
+        return
     from quantvane.run.fisher import fisher  # here, so that --help loads no numerics
 
     with progress() as on_event:

@@ -8,6 +8,7 @@ from quantvane.fisher.estimates import LambdaEstimate, TraceBounds, gram_lambda,
 from quantvane.fisher.head import head_empirical, head_gram, head_sampled, head_true
 from quantvane.fisher.hidden import HiddenLambda, hidden_lambda, hidden_lambda_torch
 from quantvane.fisher.lanczos import lanczos_lambda, lanczos_pair
+from quantvane.fisher.line import WeightLine
 from quantvane.fisher.logit import (
     lambda_bracket,
     lambda_heuristic_interval,
@@ -29,6 +30,8 @@ from quantvane.fisher.params import (
 )
 from quantvane.fisher.params_operator import gauss_newton
 from quantvane.fisher.params_sketch import SKETCH_WIDTH, CountSketch
+from quantvane.fisher.perturbation import output_terms, output_value, weyl_output
+from quantvane.fisher.rounding import measure_noise, round_to_nearest
 from quantvane.fisher.torch_logit import lambda_max_torch
 
 __all__ = [
@@ -39,6 +42,7 @@ __all__ = [
     "OutputMap",
     "ScoredModel",
     "TraceBounds",
+    "WeightLine",
     "empirical_gram",
     "empirical_lambda",
     "gauss_newton",
@@ -58,11 +62,16 @@ __all__ = [
     "lambda_max_torch",
     "lanczos_lambda",
     "lanczos_pair",
+    "measure_noise",
+    "output_terms",
+    "output_value",
     "published_heuristic",
+    "round_to_nearest",
     "sampled_labels",
     "sampled_lambda",
     "scored_model",
     "sketched_gram",
     "trace_bounds",
     "true_lambda",
+    "weyl_output",
 ]

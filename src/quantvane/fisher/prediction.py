@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy import special, stats
+from scipy import special
 
 from quantvane.errors import DataError
 from quantvane.types import FloatArray, Interval
@@ -155,7 +155,9 @@ def agreement(prediction: Prediction, measured: npt.ArrayLike) -> Agreement:
         none = Interval(math.nan, reason="no window with a prediction and a measurement")
         return Agreement(0, math.nan, math.nan, math.nan, math.nan, none, none, math.nan)
     inside = int(((found >= prediction.low[good]) & (found <= prediction.high[good])).sum())
-    exact = stats.binomtest(inside, n).proportion_ci(0.95, method="exact")
+    # Clopper–Pearson; the quantiles of Beta(k, n−k+1) and Beta(k+1, n−k)
+    low = float(special.betaincinv(inside, n - inside + 1, 0.025)) if inside else 0.0
+    high = float(special.betaincinv(inside + 1, n - inside, 0.975)) if inside < n else 1.0
     miss, plain = np.abs(np.log(center / found)).sum(), np.abs(np.log(found)).sum()
     return Agreement(
         windows=n,
@@ -164,7 +166,7 @@ def agreement(prediction: Prediction, measured: npt.ArrayLike) -> Agreement:
         bias=float(center.mean() - found.mean()),
         bias_log=float(np.log(center).mean() - np.log(found).mean()),
         rank=spearman(center, found),
-        coverage=Interval(inside / n, float(exact.low), float(exact.high)),
+        coverage=Interval(inside / n, low, high),
         skill=float(1.0 - miss / plain) if plain > 0 else math.nan,
     )
 
@@ -180,6 +182,8 @@ def spearman(x: npt.ArrayLike, y: npt.ArrayLike, level: float = 0.95) -> Interva
     n = len(a)
     if n < 5 or np.ptp(a) == 0 or np.ptp(b) == 0:
         return Interval(math.nan, reason="fewer than 5 pairs, or a constant side", level=level)
+    from scipy import stats  # takes a second to load, and a curve without predictions does not need it
+
     rho = float(stats.spearmanr(a, b).statistic)
     if abs(rho) > 1.0 - 1e-12:
         return Interval(rho, reason="ranks agree (or oppose) exactly: no interval", level=level)

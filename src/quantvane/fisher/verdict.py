@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from quantvane.errors import DataError
 from quantvane.types import Interval
@@ -202,7 +202,7 @@ def auroc(reference: Sequence[float], departed: Sequence[float], level: float = 
         low, high = (0.0, bound) if value == 0.0 else (1.0 - bound, 1.0)
         return Interval(value, low, high, "the samples do not overlap; one-sided bound", level)
     error = math.sqrt(wins.mean(axis=1).var(ddof=1) / len(y) + wins.mean(axis=0).var(ddof=1) / len(x))
-    reach = float(stats.norm.ppf((1 + level) / 2)) * error / (value * (1 - value))
+    reach = float(special.ndtri((1 + level) / 2)) * error / (value * (1 - value))
     logit = math.log(value / (1 - value))
     low, high = (1 / (1 + math.exp(-(logit + s * reach))) for s in (-1, 1))
     return Interval(value, low, high, level=level)
