@@ -60,8 +60,8 @@ def _values(space: str, states: States, targets: Targets, steps: int = STEPS) ->
     if space == "head":
         a = -p
         a[np.arange(len(p)), targets] += 1.0
-        found: FloatArray = np.linalg.eigvalsh((a @ a.T) * (states.hidden @ states.hidden.T) / len(p))
-        return found[-1:]
+        gram = (a @ a.T) * (states.hidden @ states.hidden.T) / len(p)
+        return np.asarray(np.linalg.eigvalsh(gram)[-1:], np.float64)
     raise _unknown(space)
 
 
