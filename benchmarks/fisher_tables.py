@@ -63,7 +63,7 @@ def prediction_table(part: dict[str, Any]) -> None:
                 left = f" ({one['left_out']} left out)" if one["left_out"] else ""
                 mark = " ✓" if good(one) else ""
                 cells.append(f"{one['predicted']:.3g}, {one['coverage']['value']:.2f}, {words}{mark}{left}")
-            print(f"| {label} | {space} | {found['terms']['measured']:.3g} | {cells[0]} | {cells[1]} |")
+            print(f"| {label} | {space} | {found['draws']['measured']:.3g} | {cells[0]} | {cells[1]} |")
 
 
 def good(one: dict[str, Any]) -> bool:
