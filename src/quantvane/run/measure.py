@@ -15,22 +15,17 @@ from quantvane.errors import OutputError
 from quantvane.run.lockstep import Measure, measure_unit, units
 from quantvane.run.peer_taps import PeerTaps
 from quantvane.run.pipeline import measure_units, workers_for
-from quantvane.run.plan import CompareSpec, Job
+from quantvane.run.plan import CompareSpec, Job, journal_path
 from quantvane.run.prepare import Prepared, check_vocabulary, prepare
 from quantvane.spec import ModelSpec
 from quantvane.store.atomic import make_directory, read_json, write_json
 from quantvane.store.journal import Journal
 from quantvane.store.manifest import package_versions
 
-__all__ = ["Emit", "add_model", "agree", "do_job", "info_record", "journal_path", "kernel_of", "measure",
+__all__ = ["Emit", "add_model", "agree", "do_job", "info_record", "kernel_of", "measure",
            "opened", "processor"]  # fmt: skip
 
 Emit = Callable[[dict[str, Any]], None]
-
-
-def journal_path(out: Path, job: Job) -> Path:
-    """Where a job keeps its finished units."""
-    return out / "journal" / f"{job.id}-{job.shard[0]}of{job.shard[1]}.journal"
 
 
 def info_record(name: str, spec: ModelSpec, info: EngineInfo) -> dict[str, Any]:
@@ -85,6 +80,7 @@ def measure(spec: CompareSpec, jobs: Sequence[Job], out: Path, emit: Emit) -> No
         kernel = kernel_of(spec)
         for job in jobs:
             do_job(job, spec, prepared, reference, kernel, out, emit)
+            emit({"event": "measured", "journal": journal_path(out, job).name})
 
 
 def do_job(
