@@ -12,7 +12,7 @@ from typing import Any
 from quantvane.engines.base import Engine, EngineInfo, require
 from quantvane.engines.registry import floor_variation, open_engine
 from quantvane.errors import OutputError
-from quantvane.run.lockstep import Measure, measure_unit, units
+from quantvane.run.lockstep import FLOOR_UNIT_TOKENS, Measure, measure_unit, units
 from quantvane.run.peer_taps import PeerTaps
 from quantvane.run.pipeline import measure_units, workers_for
 from quantvane.run.plan import CompareSpec, Job, journal_path
@@ -93,7 +93,8 @@ def do_job(
     else:
         models = [(spec.names[i], spec.candidates[i]) for i in job.candidates]
         share = list(prepared.windows)
-    todo = units(share)
+    # The floor has few windows: smaller units let its two models decode at once.
+    todo = units(share, FLOOR_UNIT_TOKENS) if job.is_floor else units(share)
     index, of = job.shard
     todo = todo[len(todo) * index // of : len(todo) * (index + 1) // of]
     with Journal(journal_path(out, job)) as journal, PeerTaps(journal_path(out, job), spec, job) as taps:

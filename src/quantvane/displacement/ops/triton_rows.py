@@ -107,6 +107,7 @@ class Spans:
         origin: int = 0,
         part: int = 0,
         given: bool = False,
+        entropy: bool = True,
     ) -> None:
         """Launch the span kernel over columns ``origin …`` of the vocabulary, which are ref and cand (T, width);
         shifts are taken as ``given`` or guessed."""
@@ -117,7 +118,7 @@ class Spans:
             self.tops, self.top_cols, ref.stride(0), cand.stride(0), T, width, origin, part,
             self.held.shape[2], self.cells,
             THREADS=shape.threads, VEC=shape.vec, INNER=shape.inner, UNROLL=shape.unroll, BINS=shape.bins,
-            GIVEN=given, TRACK=self.tops.numel() > 0, num_warps=shape.threads // 32,
+            GIVEN=given, TRACK=self.tops.numel() > 0, ENTROPY=entropy, num_warps=shape.threads // 32,
         )  # fmt: skip
 
 
