@@ -9,9 +9,9 @@ __all__ = ["FIRST", "FRESH", "REJOINED", "Agreement"]
 FIRST, FRESH, REJOINED = 0, 1, 2
 """Where a token of a draft stands: first of the answer, behind others that were right, behind a divergence."""
 
-_STEP = 4.0
-# Pseudo-counts (right, wrong): a draft is trusted until it fails, one that has failed before less so.
-_PRIOR = ((8.0, 0.5), (16.0, 0.5), (2.0, 1.0))
+_STEP = 2.0
+# Pseudo-counts (right, wrong) at the start: a draft is trusted for some tokens, one that has failed before for few.
+_PRIOR = ((4.0, 0.5), (8.0, 1.0), (2.0, 1.0))
 
 
 class Agreement:
@@ -23,7 +23,7 @@ class Agreement:
     p₁·p₂ᵏ⁻¹ from the counts. Tokens are counted whether or not they were fed ahead: a model that leaves its drafts early
     soon generates plainly, and takes them up again when they fit.
 
-    r is fixed at 4, not measured, so that the batches, and with them the rounding, of a run are the same every time. It is
+    r is fixed at 2, not measured, so that the batches, and with them the rounding, of a run are the same every time. It is
     about what a small model on a CPU has; where decoding is bound by memory r is larger and looking ahead pays longer.
     """
 
