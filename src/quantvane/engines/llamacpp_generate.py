@@ -28,6 +28,9 @@ class LlamaDecoder:
     Args:
         lib, model: the library and its loaded model. params: context parameters with the engine's settings.
         context: longest sequence. slots: sequences at once. explain: gives the library's last messages.
+
+    Attributes:
+        computed: tokens of the last call, shared ones counted once.
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class LlamaDecoder:
             )
         self._memory = lib.llama_get_memory(self._ctx)
         self._arrays(self.capacity)
+        self.computed = 0
 
     def _arrays(self, capacity: int) -> None:
         self._token, self._pos = np.zeros(capacity, np.int32), np.zeros(capacity, np.int32)
@@ -119,7 +123,7 @@ class LlamaDecoder:
                 wanted.append(places[n - feed.rows :])
                 self._wanted[wanted[-1]] = 1
             at = end
-        self._batch.n_tokens = at
+        self._batch.n_tokens = self.computed = at
         if not wanted:
             return np.empty(0, np.int64)
         row = np.cumsum(self._wanted[:at], dtype=np.int64) - 1
