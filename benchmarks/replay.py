@@ -23,7 +23,7 @@ import numpy as np
 from quantvane.engines.llamacpp import LlamaCpp, build_string, open_llamacpp
 from quantvane.store.atomic import read_json, write_json
 from quantvane.store.manifest import package_versions
-from quantvane.tasks.generation import NO_DRAFT, Answer, Effort, Request, ambiguous, generate, shape_noise
+from quantvane.tasks.generation import Answer, Effort, Request, ambiguous, generate, shape_noise
 
 TYPES = "Q8_0,Q6_K,Q5_K_M,Q4_K_M,IQ4_NL,Q3_K_M,Q2_K"
 MODES = ("tasks", "text")
@@ -66,7 +66,9 @@ def with_drafts(requests: list[Request], drafts: list[Answer]) -> list[Request]:
     return [Request(r.prompt, r.max_tokens, r.stops, d.tokens) for r, d in zip(requests, drafts, strict=True)]
 
 
-def measure(engine: LlamaCpp, plain: list[Request], drafts: list[Answer], slots: list[int], parts: int) -> Any:
+def measure(
+    engine: LlamaCpp, plain: list[Request], drafts: list[Answer], slots: list[int], parts: int, rest: float
+) -> dict[str, Any]:
     drafted = with_drafts(plain, drafts)
     runs: dict[str, Run] = {
         "plain_one": (False, 1, False), "replay_one": (True, 32, True), "replay_alone": (True, 1, False)
@@ -77,8 +79,10 @@ def measure(engine: LlamaCpp, plain: list[Request], drafts: list[Answer], slots:
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     answers: dict[str, list[Answer]] = {name: [] for name in runs}
     effort = {name: Effort() for name in runs}
-    for part in np.array_split(np.arange(len(plain)), parts):
-        for name, (draft, count, serial) in runs.items():
+    for number, part in enumerate(np.array_split(np.arange(len(plain)), parts)):
+        time.sleep(rest if number else 0)
+        order = list(runs.items())[:: -1 if number % 2 else 1]  # so that a slow drift does not favour one
+        for name, (draft, count, serial) in order:
             source = drafted if draft else plain
             spent, found, cost = timed(engine, [source[i] for i in part], count, serial)
             seconds[name].append(spent)
@@ -164,6 +168,7 @@ def main() -> None:
     parser.add_argument("--slots", default="16,32", type=numbers, help="sequences at once on tasks")
     parser.add_argument("--text-slots", default="4", type=numbers, help="likewise on text, where they are longer")
     parser.add_argument("--parts", type=int, default=5)
+    parser.add_argument("--rest", type=float, default=0.0, help="seconds to wait between parts, for a shared machine")
     parser.add_argument("--threads", default="", help="threads of llama.cpp; its default otherwise")
     parser.add_argument("--again", action="store_true", help="also what is stored already")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "replay.json")
@@ -184,7 +189,7 @@ def main() -> None:
         for kind in wanted:
             (model,) = args.cohort.glob(f"*-{kind}.gguf")
             engine = open_llamacpp(str(model), settings)
-            held["results"][mode][kind] = found = measure(engine, requests, drafts, slots, args.parts)
+            held["results"][mode][kind] = found = measure(engine, requests, drafts, slots, args.parts, args.rest)
             engine.close()
             speed = {name: round(value["value"], 2) for name, value in found["speedup"].items()}
             print(f"{mode} {kind}: {speed}, steps {found['sequential_steps']}, {found['answers_as_plain']}", flush=True)

@@ -131,6 +131,7 @@ def test_reach_follows_what_was_right():
             ks = [k for k in range(1, 200) if first * then ** (k - 1) > bar]
             assert fit.reach(place, sharing) == (max(ks) if ks else 0)
     assert Agreement().reach(FIRST, 1) > 4
+    assert Agreement().reach(FIRST, 2) == 0  # in company it looks first
     assert fit.reach(REJOINED, 1) == 0
 
 

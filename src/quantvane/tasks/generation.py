@@ -29,8 +29,9 @@ from quantvane.types import FloatArray
 __all__ = ["NO_DRAFT", "Answer", "Effort", "Request", "ambiguous", "generate", "shape_noise", "top_two"]
 
 NO_DRAFT: Tokens = np.empty(0, np.int32)
-# Tokens verified together while answers grow one at a time. The sequences of a call see each other's cache as masked
-# cells, which costs small models more than a longer call saves; the answers that go on keep their cells beside them.
+# Tokens verified together, drafts counted whole, while answers grow one at a time. The sequences of a call see each
+# other's cache as masked cells, which costs small models more than a longer call saves, and long answers that have to
+# go on would each do so beside the cells of all others.
 _TOGETHER = 256
 
 
@@ -139,6 +140,11 @@ class _Sequence:
     def prompting(self) -> bool:
         """Whether the prompt is not yet in the cache."""
         return not self._emitted
+
+    @property
+    def drafted(self) -> int:
+        """Tokens of the draft."""
+        return len(self._draft)
 
     def feed(self, room: int, rows: int, sharing: int) -> Feed | None:
         """What to decode next in at most so many tokens and rows; None where there is no room."""
@@ -296,6 +302,8 @@ def generate(
                 continue
             fed.append((sequence, feed))
             room, rows = room - len(feed.tokens), rows - feed.rows
+            if serial:
+                room -= max(0, sequence.drafted - feed.rows)
         best, margins = top_two(decoder.decode([feed for _, feed in fed]))
         effort.calls += 1
         effort.steps += not any(sequence.prompting for sequence, _ in fed)
