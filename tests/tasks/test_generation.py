@@ -127,7 +127,7 @@ def test_reach_follows_what_was_right():
             fit.count(place, right)
     for sharing in (1, 4, 16, 64):
         bar = 1 / (1 + 2 / sharing)
-        for place, first, then in ((FIRST, 12 / 15.5, 48 / 51), (FRESH, 48 / 51, 48 / 51), (REJOINED, 3 / 10, 3 / 10)):
+        for place, first, then in ((FIRST, 12 / 15.5, 48 / 51), (FRESH, 48 / 51, 48 / 51), (REJOINED, 2 / 9, 2 / 9)):
             ks = [k for k in range(1, 200) if first * then ** (k - 1) > bar]
             assert fit.reach(place, sharing) == (max(ks) if ks else 0)
     assert Agreement().reach(FIRST, 1) > 4

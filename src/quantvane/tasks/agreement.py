@@ -12,7 +12,7 @@ FIRST, FRESH, REJOINED = 0, 1, 2
 _STEP = 2.0
 _LOOK_FIRST = 32
 # Pseudo-counts (right, wrong) at the start: a draft is trusted for some tokens, one that has failed before for few.
-_PRIOR = ((4.0, 0.5), (8.0, 1.0), (2.0, 1.0))
+_PRIOR = ((4.0, 0.5), (8.0, 1.0), (1.0, 1.0))
 _PRIORS = sum(right + wrong for right, wrong in _PRIOR)
 
 
