@@ -9,7 +9,7 @@ __all__ = ["FIRST", "FRESH", "REJOINED", "Agreement"]
 FIRST, FRESH, REJOINED = 0, 1, 2
 """Where a token of a draft stands: first of the answer, behind others that were right, behind a divergence."""
 
-_STEP = 2.0
+_STEP = 1.0
 _LOOK_FIRST = 32
 # Pseudo-counts (right, wrong) at the start: a draft is trusted for some tokens, one that has failed before for few.
 _PRIOR = ((4.0, 0.5), (8.0, 1.0), (1.0, 1.0))
@@ -26,7 +26,7 @@ class Agreement:
     soon generates plainly, and takes them up again when they fit. Sequences in company begin plainly, until 32 tokens
     were compared: they lose little by it, and answers of equal length that once fell out of step cost more to the end.
 
-    r is fixed at 2, not measured, so that the batches, and with them the rounding, of a run are the same every time. It is
+    r is fixed at 1, not measured, so that the batches, and with them the rounding, of a run are the same every time. It is
     about what a small model on a CPU has; where decoding is bound by memory r is larger and looking ahead pays longer.
     """
 
