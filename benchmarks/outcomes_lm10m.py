@@ -19,6 +19,7 @@ PAGE = ROOT / "docs" / "bench.md"
 BEGIN, END = "<!-- table of outcomes: begin -->", "<!-- table of outcomes: end -->"
 TYPES = "Q8_0,Q6_K,Q5_K_M,Q4_K_M,IQ4_NL,Q3_K_M,Q2_K"
 _FEW = 24
+_KINDS = ["drops (right → wrong)", "leapfrogs (wrong → right)", "Δscore"]
 _KEPT = ("n", "score_ref", "score_cand", "drops", "leapfrogs", "sidesteps", "volume")
 
 
@@ -109,21 +110,20 @@ def chart(document: dict[str, Any]) -> Any:
     for held in document["groups"]:
         for entry in held["candidates"]:
             found, name = entry["pooled"], entry["name"].rpartition("-")[2]
-            title = f"{held['name']}: {found['n']} items"
+            title, n = f"{held['name']}: {found['n']} items", found["n"]
+            shares = (-found["drops"] / n, found["leapfrogs"] / n, found["delta"])
             rows += [
-                {"group": title, "quant": name, "kind": "drops (right → wrong)", "share": -found["drops"] / found["n"]},
-                {"group": title, "quant": name, "kind": "leapfrogs (wrong → right)", "share": found["leapfrogs"] / found["n"]},
-                {"group": title, "quant": name, "kind": "Δscore", "share": found["delta"]},
+                {"group": title, "quant": name, "kind": kind, "share": share}
+                for kind, share in zip(_KINDS, shares, strict=True)
             ]
     order = [entry["name"].rpartition("-")[2] for entry in document["groups"][0]["candidates"]]
     base = alt.Chart(alt.Data(values=rows)).encode(
         y=alt.Y("quant:N", sort=order, title=None),
         x=alt.X("share:Q", title="share of items", axis=alt.Axis(format="+.0%")),
     )
-    kinds = ["drops (right → wrong)", "leapfrogs (wrong → right)", "Δscore"]
     colour = alt.Color(
         "kind:N",
-        scale=alt.Scale(domain=kinds, range=["#b3442e", "#2f7d6d", "#222222"]),
+        scale=alt.Scale(domain=_KINDS, range=["#b3442e", "#2f7d6d", "#222222"]),
         title=None,
         legend=alt.Legend(orient="top"),
     )
@@ -138,8 +138,8 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="only rewrite the table in docs/bench.md")
     parser.add_argument("--reference", help="the reference's GGUF file")
     parser.add_argument("--cohort", type=Path, help="directory of its quants, named NAME-TYPE.gguf")
-    parser.add_argument("--tasks", action="append", default=[], metavar="PATH[:N]", help="of each task the first N items")
-    parser.add_argument("--page", type=Path, default=PAGE, help="page whose table is rewritten; the chart lies beside it")
+    parser.add_argument("--tasks", action="append", default=[], metavar="PATH[:N]", help="of each the first N")
+    parser.add_argument("--page", type=Path, default=PAGE, help="page to write the table into")
     parser.add_argument("--types", default=TYPES)
     parser.add_argument("--slots", type=int, default=32)
     parser.add_argument("--plain", action="store_true", help="generate plainly instead of replaying")

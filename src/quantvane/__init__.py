@@ -74,7 +74,7 @@ def __dir__() -> list[str]:
 
 
 class _Package(ModuleType):
-    """This module. A verb keeps its name where a room has the same: importing ``quantvane.choose.x`` binds no module."""
+    """This module. A verb keeps its name where a room shares it: importing ``quantvane.choose.x`` binds no module."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if not (name in _NAMES and isinstance(value, ModuleType)):

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-evaluate = pytest.importorskip("mlxtend.evaluate", reason="mlxtend is not installed (quantvane[dev])")
-
 from quantvane.direction import compare_outcomes
 from quantvane.stats.paired import mcnemar
 from quantvane.stats.pairs import pair_counts
+
+evaluate = pytest.importorskip("mlxtend.evaluate", reason="mlxtend is not installed (quantvane[dev])")
 
 
 @pytest.mark.parametrize("seed", range(40))

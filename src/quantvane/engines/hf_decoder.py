@@ -1,4 +1,4 @@
-"""transformers' decoder: a KV cache for each sequence, cut where the library can cut it and made anew where it cannot."""
+"""transformers' decoder: a KV cache for each sequence, cut where the library can cut it, else made anew."""
 
 from __future__ import annotations
 

@@ -22,8 +22,8 @@ class LlamaDecoder:
 
     The sequences share one cache (``kv_unified``): tokens of any number of sequences are then computed together
     whatever their lengths are, where separate caches would split them by length. Sequences that begin in one call, one
-    after the other, share what they have in common: such a token is computed once and belongs to all of them. (Feed them
-    sorted, so that neighbours have most in common.)
+    after the other, share what they have in common: such a token is computed once and belongs to all of them. (Feed
+    them sorted, so that neighbours have most in common.)
 
     Args:
         lib, model: the library and its loaded model. params: context parameters with the engine's settings.

@@ -22,12 +22,14 @@ class Agreement:
     A call costs ``a`` and every token in it ``b``; ``s`` sequences share a call. A draft token that is right saves its
     sequence a step, b + a/s; one that is fed in vain costs b. So the k-th token ahead pays where the chance P_k that
     all of the first k are right exceeds b/(b + a/s) = 1/(1 + r/s), r = a/b. The chance is estimated as
-    p₁·p₂ᵏ⁻¹ from the counts. Tokens are counted whether or not they were fed ahead: a model that leaves its drafts early
-    soon generates plainly, and takes them up again when they fit. Sequences in company begin plainly, until 32 tokens
-    were compared: they lose little by it, and answers of equal length that once fell out of step cost more to the end.
+    p₁·p₂ᵏ⁻¹ from the counts. Tokens are counted whether or not they were fed ahead: a model that leaves its drafts
+    early soon generates plainly, and takes them up again when they fit. Sequences in company begin plainly, until 32
+    tokens were compared: they lose little by it, and answers of equal length that once fell out of step cost more to
+    the end.
 
-    r is fixed at 1, not measured, so that the batches, and with them the rounding, of a run are the same every time. It is
-    about what a small model on a CPU has; where decoding is bound by memory r is larger and looking ahead pays longer.
+    r is fixed at 1, not measured, so that the batches of a run, and with them the rounding, are the same every time.
+    It is about what a small model on a CPU has; where decoding is bound by memory r is larger, and looking ahead
+    would pay for longer.
     """
 
     def __init__(self) -> None:
