@@ -25,6 +25,8 @@ from quantvane.store.atomic import read_json, write_json
 from quantvane.store.manifest import package_versions
 from quantvane.tasks.generation import Answer, Effort, Request, ambiguous, generate, shape_noise
 
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "bench.md"
+BEGIN, END = "<!-- table of replay: begin -->", "<!-- table of replay: end -->"
 TYPES = "Q8_0,Q6_K,Q5_K_M,Q4_K_M,IQ4_NL,Q3_K_M,Q2_K"
 MODES = ("tasks", "text")
 PROMPT, ANSWER = 32, 128  # tokens of an open-ended prompt and of its continuation
@@ -157,8 +159,8 @@ def differences(plain: list[Answer], found: list[Answer], noise: float) -> list[
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--reference", required=True, help="the reference's GGUF file")
-    parser.add_argument("--cohort", required=True, type=Path, help="directory of its quants, named NAME-TYPE.gguf")
+    parser.add_argument("--reference", help="the reference's GGUF file")
+    parser.add_argument("--cohort", type=Path, help="directory of its quants, named NAME-TYPE.gguf")
     parser.add_argument("--tasks", type=Path, help='JSONL of {"prompt", "answer"}')
     parser.add_argument("--text", type=Path, help="text file to take open-ended prompts from")
     parser.add_argument("--modes", default=",".join(MODES))
@@ -172,7 +174,13 @@ def main() -> None:
     parser.add_argument("--threads", default="", help="threads of llama.cpp; its default otherwise")
     parser.add_argument("--again", action="store_true", help="also what is stored already")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "replay.json")
+    parser.add_argument("--table", action="store_true", help="only rewrite the table in docs/bench.md")
     args = parser.parse_args()
+    if args.table:
+        page, text = PAGE.read_text(encoding="utf-8"), table(read_json(args.out)["results"])
+        head, rest = page.split(BEGIN)
+        PAGE.write_text(f"{head}{BEGIN}\n{text}\n{END}{rest.split(END)[1]}", encoding="utf-8")
+        return
     settings = {"n_threads": args.threads} if args.threads else {}
     held = read_json(args.out) if args.out.exists() else {"results": {mode: {} for mode in MODES}}
     for mode in args.modes.split(","):
@@ -194,6 +202,25 @@ def main() -> None:
             speed = {name: round(value["value"], 2) for name, value in found["speedup"].items()}
             print(f"{mode} {kind}: {speed}, steps {found['sequential_steps']}, {found['answers_as_plain']}", flush=True)
             write_json(args.out, header(args) | {"results": held["results"]})
+
+
+def table(results: dict[str, Any]) -> str:
+    lines = [
+        "| items | quant | one at a time | alone | best batch | decode steps, of plain | tokens verified | "
+        "tokens before the first divergence | answers as plain's |",
+        "|---" * 9 + "|",
+    ]
+    for mode in MODES:
+        for kind in [kind for kind in TYPES.split(",") if kind in results[mode]]:
+            found = results[mode][kind]
+            one, alone, best = (speed["value"] for speed in found["speedup"].values())
+            lines.append(
+                f"| {found['items']} {mode} | {kind} | {one:.2f} | {alone:.2f} | {best:.2f} | "
+                f"{found['steps_ratio']:.3f} | "
+                f"{found['tokens_from_draft']:.1%} | {found['tokens_before_first_divergence_mean']:.1f} of "
+                f"{found['answer_tokens_mean']:.1f} | {found['answers_as_plain']['replay_one']} |"
+            )
+    return "\n".join(lines)
 
 
 def numbers(text: str) -> list[int]:

@@ -1,9 +1,9 @@
 """Decoders: many sequences at once, fed token by token or many tokens together, with a cache that can be cut.
 
 This is the capability ``generate``. Generation, replay and scoring (`quantvane.tasks.generation`,
-`quantvane.tasks.scoring`) are written against `Decoder` alone. llama.cpp and transformers bring decoders of their own
-with a KV cache; every other engine that gives logits gets `RecomputingDecoder`, which computes a sequence again whenever it
-grows: right, and slow on long answers.
+`quantvane.tasks.scoring`) are written against `Decoder` alone. llama.cpp and transformers bring decoders of their
+own with a KV cache; every other engine that gives logits gets `RecomputingDecoder`, which computes a sequence again
+whenever it grows: right, and slow on long answers.
 """
 
 from __future__ import annotations
