@@ -42,7 +42,7 @@ def test_public_names():
 
 
 def test_a_verb_keeps_its_name_beside_the_room_of_that_name():
-    code = "import quantvane.choose.verdicts, quantvane; from quantvane.choose.pareto import front; "
+    code = "import quantvane.choose.verdicts, quantvane; from quantvane.choose.pareto import pareto_front; "
     run = subprocess.run(
         [sys.executable, "-c", code + "print(quantvane.choose.__module__, callable(quantvane.bench))"],
         capture_output=True, text=True, check=True,
