@@ -41,6 +41,15 @@ def test_public_names():
     assert callable(quantvane.fisher.lambda_max)
 
 
+def test_a_verb_keeps_its_name_beside_the_room_of_that_name():
+    code = "import quantvane.choose.verdicts, quantvane; from quantvane.choose.pareto import pareto_front; "
+    run = subprocess.run(
+        [sys.executable, "-c", code + "print(quantvane.choose.__module__, callable(quantvane.bench))"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert run.stdout.split() == ["quantvane.run.choose", "True"]
+
+
 def test_the_error_tree():
     def tree(root: type) -> dict:
         return {child.__name__: tree(child) for child in root.__subclasses__() if child.__module__ == errors.__name__}
