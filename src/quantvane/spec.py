@@ -96,10 +96,14 @@ class ModelSpec:
 
     @property
     def stem(self) -> str:
-        """The model's short name: file name without ``.gguf``, directory name, or host of a URL."""
+        """The model's short name: file name without ``.gguf``, directory name, or host of a URL.
+
+        A directory that runs with a file's weights (setting ``weights``) goes by the file's name.
+        """
         if "://" in self.path:
             return urlsplit(self.path).netloc
-        name = PurePosixPath(self.path.rstrip("/")).name or self.path
+        path = dict(self.settings).get("weights") or self.path
+        name = PurePosixPath(path.rstrip("/")).name or path
         return name[: -len(".gguf")] if name.lower().endswith(".gguf") else name
 
     @property

@@ -19,6 +19,7 @@ COMMANDS = {
     "choose": "choose",
     "compare": "compare",
     "demo": "demo",
+    "fisher": "fisher",
     "flips": "flips",
     "noise": "noise",
     "quantize": "quantize",

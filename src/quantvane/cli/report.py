@@ -19,7 +19,16 @@ def command(run: str, as_json: bool) -> None:
     """Rebuild summary, charts and report of a finished RUN directory; no model is loaded."""
     from quantvane.run.compare import open_run  # here, so that --help loads no numerics
     from quantvane.run.finish import write_report
+    from quantvane.store.atomic import read_json
 
+    if read_json(Path(run) / "manifest.json").get("command") == "fisher":
+        from quantvane.cli.fisher import print_fisher
+        from quantvane.run.fisher import load_fisher, write_fisher_report
+
+        found = load_fisher(Path(run))
+        write_fisher_report(found)
+        print_fisher(found, as_json)
+        return
     result = open_run(Path(run))
     write_report(result.out, result.summary)
     print_comparison(result, as_json)

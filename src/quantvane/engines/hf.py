@@ -15,6 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from quantvane.engines.base import EngineInfo, Vocabulary
+from quantvane.engines.gguf_file import gguf_shards, read_weights
+from quantvane.engines.gguf_weights import load_gguf_weights
 from quantvane.engines.hf_decoder import HfDecoder
 from quantvane.engines.hf_head import BLOCK_BYTES, Head, recognise
 from quantvane.engines.hf_tokenizer import HfTokenizer
@@ -38,6 +40,7 @@ SETTINGS: dict[str, Setting] = {
     "attn": Setting("sdpa", choice("sdpa", "eager"), "attention: fused (sdpa) or spelled out (eager)"),
     "batch_tokens": Setting(2048, integer(1, 1 << 24), "tokens of equally long windows computed together"),
     "n_threads": Setting(_threads, integer(1, 1024), "threads of torch; they belong to the whole process"),
+    "weights": Setting("", str.strip, "a GGUF file whose dequantized weights replace the directory's"),
 }
 
 
@@ -77,6 +80,8 @@ class HfEngine:
         self._device = self._find_device()
         self._torch.set_num_threads(settings["n_threads"])
         self.model: Any = self._load()
+        if settings["weights"]:
+            load_gguf_weights(self.model, settings["weights"])
         self._head = self._run(self._prove_head)
         self._tokenizer = HfTokenizer(directory, int(self._head.weight.shape[0]))
         self.vocabulary: Vocabulary = self._tokenizer.vocabulary
@@ -170,16 +175,19 @@ class HfEngine:
             quantized = getattr(self.model.config, "quantization_config", None)
             bits = quantized.get("bits") if isinstance(quantized, dict) else getattr(quantized, "bits", None)
             capability = torch.backends.cpu.get_cpu_capability()
+            gguf: str = self._settings["weights"]
             versions = f"transformers {self._transformers.__version__}, torch {torch.__version__}"
             self._info = EngineInfo(
                 engine="hf",
                 build=f"{versions} ({capability})",
                 device=str(self._device),
                 settings=dict(self._settings),
-                fingerprint=fingerprint(self._files),
+                fingerprint=fingerprint([*self._files, *gguf_shards(gguf)] if gguf else self._files),
                 architecture=type(self.model).__name__,
                 capabilities=frozenset({"logits", "hidden", "generate", "gradients"}),
-                weights=weights_of(
+                weights=read_weights(gguf)
+                if gguf
+                else weights_of(
                     self._files,
                     self._headers,
                     tied=self._tied_names(),

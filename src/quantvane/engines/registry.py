@@ -123,6 +123,9 @@ def check_model(spec: ModelSpec) -> None:
             got="no config.json" if Path(spec.path).is_dir() else "no directory",
             remedy="check the path; models are read from disk only",
         )
+    elif name == "hf" and (weights := dict(spec.settings).get("weights")):
+        for shard in gguf_shards(weights):
+            check_gguf(shard)
     elif name == "trace":
         read_manifest(spec.path)
 

@@ -14,7 +14,7 @@ from .readings import Summary, clean
 from .render import themed
 from .words import GLOSSARY, floor_words, headline, pairs, protocol_line
 
-__all__ = ["CAPTIONS", "page"]
+__all__ = ["CAPTIONS", "page", "template_text"]
 
 CAPTIONS: dict[str, str] = {
     "headline": "Three readings of the same tokens. The average says how far predictions move in general; "
@@ -39,14 +39,15 @@ CAPTIONS: dict[str, str] = {
 }
 
 
-def _template(name: str) -> str:
+def template_text(name: str) -> str:
+    """A template of the report by its file name."""
     return resources.files(__package__).joinpath("templates", name).read_text(encoding="utf-8")
 
 
 @cache
 def _page() -> Template:
     environment = Environment(
-        loader=FunctionLoader(_template),
+        loader=FunctionLoader(template_text),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

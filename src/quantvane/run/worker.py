@@ -20,7 +20,7 @@ __all__ = ["main", "perform"]
 
 
 def perform(request: dict[str, Any], emit: Any) -> None:
-    """Do what a request asks for: ``measure``, ``record``, ``bench`` or ``quantize``."""
+    """Do what a request asks for: ``measure``, ``record``, ``bench``, ``fisher`` or ``quantize``."""
     if request["task"] == "quantize":
         from quantvane.engines.quantize import quantize_file
 
@@ -37,6 +37,12 @@ def perform(request: dict[str, Any], emit: Any) -> None:
         from quantvane.run.bench_work import bench_models
 
         bench_models(BenchSpec.from_dict(request["spec"]), Path(request["out"]), emit)
+        return
+    if request["task"] == "fisher":
+        from quantvane.run.fisher_plan import FisherSpec
+        from quantvane.run.fisher_work import measure_fisher
+
+        measure_fisher(FisherSpec.from_dict(request["spec"]), Path(request["out"]), emit)
         return
     from quantvane.run.measure import measure
     from quantvane.run.plan import CompareSpec, Job
