@@ -1,6 +1,7 @@
 """The study's cohort: 45 candidates of the bundled model, measured and benched, ready for ``quantvane study``.
 
-    python examples/study_cohort/build.py --text wiki.txt --text books.txt --tasks items.jsonl --pairs-dir blimp/ --work DIR
+    python examples/study_cohort/build.py --text wiki.txt --text books.txt --tasks items.jsonl \\
+        --pairs-dir blimp/ --work DIR
 
 Candidates: llama.cpp's types with and without an importance matrix (made here, of the package's own demo text), mixed
 tensor types, and the reference under other KV-cache types. Four steps, each of which continues where it was
