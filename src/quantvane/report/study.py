@@ -146,7 +146,8 @@ def _variants(document: Mapping[str, Any]) -> Table:
         cells = []
         for region in ("full", "zone"):
             found = row[region]
-            cells += [_rho(found), (_ends(found, "ci_items") or "—", ""), (_p(found["p"]), ""), (_p(found["p_holm"]), "")]
+            cells += [_rho(found), (_ends(found, "ci_items") or "—", "")]
+            cells += [(_p(found[key]), "") for key in ("p", "p_holm")]
         rows.append((f"{row['words']} · {short_corpus(row['corpus'])} · {row['context']}", cells))
     columns = [f"{w}, {r}" for r in ("full", "zone") for w in ("ρ", "95% over items", "p", "p (Holm)")]
     return {"caption": "Every metric against the composite score; below ρ its 95% interval over candidates",

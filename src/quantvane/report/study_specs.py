@@ -11,7 +11,7 @@ import altair as alt
 
 from .marks import data
 from .scales import Axis, choose_axis
-from .study_words import metric_name, rho_words, short_corpus, signed_text
+from .study_words import main_parts, metric_name, rho_words, short_corpus, signed_text
 from .theme import FLOOR, GRID, INK, MUTED, SERIES, finish, x_axis, y_axis
 
 __all__ = ["study_charts"]
@@ -96,7 +96,7 @@ def _scatter(document: Document) -> Any | None:
     for mine, region, words in ((rows, "full", "All candidates"), (zone, "zone", "The zone alone")):
         if len(mine) < 2:
             continue
-        x = choose_axis([r["metric"] for r in mine], force_log=True)
+        x = choose_axis([r["metric"] for r in mine], force_log=True, form="~e")
         y = choose_axis([v for r in mine for v in (r.get("low"), r.get("high"), ref)], from_zero=False, form=".2f")
         layers = [*_rule_at(ref, x, y, titles, False)]
         rule, _, number = document["zone"]["rule"].partition(":")
@@ -229,16 +229,24 @@ def _variants(document: Document) -> Any | None:
     return finish(alt.hconcat(*panels, spacing=14), "Every metric, in full and near the baseline", subtitle)
 
 
+_PARTS = {
+    "volume": "volume: items that flipped",
+    "direction": "direction: −1 all drops, +1 all gains",
+    "delta": "Δscore = volume × direction",
+}
+
+
 def _parts(document: Document) -> Any | None:
-    main = {r["region"]: r for r in document["decomposition"] if _is_main(r, document)}
-    panels = []
-    for field, words in (("volume", "volume: items that flipped"), ("direction", "direction: −1 all drops, +1 all gains"),
-                         ("delta", "Δscore = volume × direction")):  # fmt: skip
-        rows = _points(document, field)
+    main = main_parts(document)
+    panels: list[Any] = []
+    still = sum(r["volume"] == 0 for r in document["candidates"])
+    for field, words in _PARTS.items():
+        # Where nothing flipped there is no direction, and no place on a logarithmic axis.
+        rows = [r for r in _points(document, field) if r["volume"]]
         if len(rows) < 2 or "full" not in main:
             continue
-        x = choose_axis([r["metric"] for r in rows], force_log=True)
-        y = choose_axis([r["y"] for r in rows], from_zero=field == "volume", form=".2f")
+        x = choose_axis([r["metric"] for r in rows], force_log=True, form="~e")
+        y = choose_axis([r["y"] for r in rows], from_zero=False, form="~g" if field == "volume" else ".2f")
         titles = ("displacement, nats per token, log scale", words)
         layers = _rule_at(0.0, x, y, titles, False) if field != "volume" else []
         layers += _cloud(rows, x, y, titles, not panels)
@@ -249,13 +257,9 @@ def _parts(document: Document) -> Any | None:
     subtitle = _wrap(
         f"Displacement: {metric_name(document)}. Volume and direction of the composite score; "
         "Δscore is their product.",
+        f"{still} candidates flipped no item and are not drawn." if still else "",
     )
     return finish(alt.hconcat(*panels, spacing=22), "Displacement is volume; is it direction?", subtitle)
-
-
-def _is_main(row: Row, document: Document) -> bool:
-    metric = document["metric"]
-    return row["score"] == "composite" and all(row[k] == metric[k] for k in ("variant", "corpus", "context"))
 
 
 def _dots(rows: list[Row], axis: Axis, unit: str, lines: list[str], reference: float | None) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 
 from .readings import clean
 
-__all__ = ["findings", "metric_name", "rho_words", "short_corpus", "signed_text"]
+__all__ = ["findings", "main_parts", "metric_name", "rho_words", "short_corpus", "signed_text"]
 
 Row = Mapping[str, Any]
 
@@ -58,7 +58,7 @@ def findings(document: Row) -> list[str]:
         return [*out, f"There is no score to judge by: {clean(document['reason'])}."]
     out += [_reading(document), _holdout(document["holdout"]), _null(document["null"])]
     out.append(_ceiling(document["ceiling"]))
-    out.append(_decomposition(document["decomposition"]))
+    out.append(_decomposition(document))
     out += _prediction(document["prediction"])
     out += _router(document["router"])
     out.append(_signed(document["signed"]))
@@ -66,11 +66,13 @@ def findings(document: Row) -> list[str]:
 
 
 def _headline(document: Row) -> str:
-    full, zone, members = document["headline"]["full"], document["headline"]["zone"], document["zone"]["members"]
+    full, zone, held = document["headline"]["full"], document["headline"]["zone"], document["zone"]
+    inside = f"in the zone of {len(held['members'])} ({clean(held['words'])}) {rho_words(zone)}"
+    if held.get("reason"):
+        inside = f"the zone is empty: {clean(held['reason'])}"
     return (
         f"{metric_name(document)} against the composite score: over all {len(document['candidates'])} candidates "
-        f"{rho_words(full)}; in the zone of {len(members)} ({clean(document['zone']['words'])}) {rho_words(zone)}. "
-        "Intervals are over candidates."
+        f"{rho_words(full)}; {inside}. Intervals are over candidates."
     )
 
 
@@ -118,15 +120,24 @@ def _ceiling(found: Row) -> str:
     return f"Noise ceiling of |ρ| for any metric: {'; '.join(parts)}."
 
 
-def _decomposition(rows: Sequence[Row]) -> str:
-    parts = []
-    for region, words in (("full", "in full"), ("zone", "in the zone")):
-        row = next((r for r in rows if r["region"] == region), None)
-        if row is not None:
-            parts.append(
-                f"{words} ρ with volume {signed_text(row['volume']['value'])}, with direction "
-                f"{signed_text(row['direction']['value'])}"
-            )
+def main_parts(document: Row) -> dict[str, Row]:
+    """Region → the main metric's correlations with the composite's volume, direction and Δscore."""
+    metric = document["metric"]
+    return {
+        row["region"]: row
+        for row in document["decomposition"]
+        if row["score"] == "composite" and all(row[k] == metric[k] for k in ("variant", "corpus", "context"))
+    }
+
+
+def _decomposition(document: Row) -> str:
+    held = main_parts(document)
+    parts = [
+        f"{words} ρ with volume {signed_text(held[region]['volume']['value'])}, with direction "
+        f"{signed_text(held[region]['direction']['value'])}"
+        for region, words in (("full", "in full"), ("zone", "in the zone"))
+        if region in held
+    ]
     return f"What it tracks: {'; '.join(parts)}." if parts else ""
 
 
