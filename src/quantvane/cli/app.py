@@ -25,6 +25,7 @@ COMMANDS = {
     "quantize": "quantize",
     "record": "record",
     "report": "report",
+    "study": "study",
 }
 
 

@@ -20,11 +20,19 @@ __all__ = ["main", "perform"]
 
 
 def perform(request: dict[str, Any], emit: Any) -> None:
-    """Do what a request asks for: ``measure``, ``record``, ``bench``, ``fisher`` or ``quantize``."""
+    """Do what a request asks for: ``measure``, ``record``, ``bench``, ``fisher``, ``quantize`` or ``imatrix``."""
     if request["task"] == "quantize":
         from quantvane.engines.quantize import quantize_file
 
         quantize_file(request["source"], Path(request["target"]), request["type"], request.get("imatrix"))
+        return
+    if request["task"] == "imatrix":
+        from quantvane.engines.imatrix import collect_imatrix, write_imatrix
+
+        text = Path(request["text"])
+        context, chunks = request["context"], request["chunks"]
+        found = collect_imatrix(request["source"], text.read_text("utf-8"), context=context, chunks=chunks)
+        write_imatrix(Path(request["target"]), found, text.name, context)
         return
     if request["task"] == "record":
         from quantvane.run.record import RecordSpec

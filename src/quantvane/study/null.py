@@ -1,0 +1,205 @@
+"""What the zone would show if nothing but its narrowness and the benchmark's noise were at work.
+
+**Range-restriction null.** The relation of the whole cohort is taken to hold in the zone: Δ_c = −a·x_c^b·(1 + τ·ε_c),
+ε standard normal, x the metric. a and b are fitted to all candidates by least squares, weighted with
+1/(v_c + τ²f_c²), v_c the sampling variance of Δ_c and f the fit; b on a grid, τ such that the weighted squares sum to
+C − 2. To a Δ drawn so the benchmark's own noise is added, as items drawn again give it (paired over candidates). The
+rule then chooses a zone of the drawn scores. The law of ρ inside it, its quantiles, and the p-value of a ρ as
+weak as the observed one or weaker follow.
+
+**Noise ceiling.** r: correlation of the scores on two halves of the items, over the zone's candidates, mean over
+splits. Reliability by Spearman and Brown: 2r/(1 + r). No metric's |ρ| can exceed √reliability in expectation.
+
+Sources: Thorndike, Personnel Selection (1949), ch. 6 (restriction of range); Spearman (1910), Brown (1910), Br. J.
+Psychol. 3, 271–322 (reliability); Paule & Mandel (1982), J. Res. NBS 87, 377–385 (the scatter beyond noise).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import optimize
+
+from quantvane.stats.correlation import MINIMUM, Draws, Method, correlate_rows, resampled
+from quantvane.study.cohort import Bools, Cohort
+from quantvane.study.resample import Bootstrap, Splits
+from quantvane.study.zone import Judged, Rule, zone_members
+from quantvane.types import FloatArray
+
+__all__ = ["Ceiling", "Null", "Relation", "fit_relation", "noise_ceiling", "range_null"]
+
+
+@dataclass(frozen=True, slots=True)
+class Relation:
+    """Δ = −scale·x^power, with relative scatter; NaN and a reason where none can be fitted."""
+
+    scale: float
+    power: float
+    scatter: float
+    reason: str = ""
+
+    def at(self, x: FloatArray) -> FloatArray:
+        """The fitted Δ."""
+        out: FloatArray = -self.scale * x**self.power
+        return out
+
+
+def fit_relation(x: FloatArray, delta: FloatArray, variance: FloatArray) -> Relation:
+    """Fit the relation to (C,) candidates; those without a value or with x ≤ 0 take no part."""
+    used = np.isfinite(x) & np.isfinite(delta) & (x > 0)
+    if used.sum() < MINIMUM:
+        return Relation(math.nan, math.nan, math.nan, f"only {int(used.sum())} candidates to fit the relation to")
+    x, delta, variance = x[used], delta[used], variance[used]
+    positive = variance[variance > 0]
+    if not len(positive):
+        return Relation(math.nan, math.nan, math.nan, "no candidate's score differs from the reference's")
+    noise = np.maximum(variance, positive.min())  # a candidate that flipped nothing is not known exactly
+    scatter, best = 0.0, (math.inf, 0.0, 1.0)
+    fit = np.zeros_like(x)
+    for _ in range(20):
+        weight = 1 / (noise + scatter**2 * fit**2)
+        best = min(_at_power(x, delta, weight, power) for power in np.linspace(0.1, 3, 59))
+        fit = best[1] * x ** best[2]
+        before, scatter = scatter, _scatter(delta, fit, noise)
+        if abs(scatter - before) <= 1e-3 * max(scatter, 1e-9):
+            break
+    return Relation(-best[1], best[2], scatter)
+
+
+def _at_power(x: FloatArray, delta: FloatArray, weight: FloatArray, power: float) -> tuple[float, float, float]:
+    shape = x**power
+    scale = float((weight * shape * delta).sum() / (weight * shape**2).sum())
+    return float((weight * (delta - scale * shape) ** 2).sum()), scale, float(power)
+
+
+def _scatter(delta: FloatArray, fit: FloatArray, noise: FloatArray) -> float:
+    def over(square: float) -> float:
+        return float(((delta - fit) ** 2 / (noise + square * fit**2)).sum()) - (len(delta) - 2)
+
+    if over(0.0) <= 0 or not (fit != 0).any():
+        return 0.0
+    top = 1.0
+    while over(top) > 0 and top < 1e6:
+        top *= 4
+    return math.sqrt(optimize.brentq(over, 0.0, top)) if over(top) < 0 else math.sqrt(top)
+
+
+@dataclass(frozen=True, slots=True)
+class Null:
+    """The law of ρ in the zone under the null.
+
+    Attributes:
+        median, low, high: of ρ (2.5 and 97.5%). p: probability of a ρ as weak as ``seen`` or weaker. seen: the ρ
+            observed. members: mean size of the drawn zones. relation: the fit. reason: why there is none.
+    """
+
+    median: float
+    low: float
+    high: float
+    p: float
+    seen: float
+    members: float
+    relation: Relation
+    reason: str = ""
+
+
+def range_null(
+    rule: Rule,
+    judged: Judged,
+    x: FloatArray,
+    boot: Bootstrap,
+    rng: np.random.Generator,
+    method: Method = "spearman",
+) -> Null:
+    """See the module's first point. One draw for each of the bootstrap's B resamples."""
+    delta = judged.scores - judged.ref
+    relation = fit_relation(x, delta, judged.error**2)
+
+    def nothing(reason: str, seen: float = math.nan, members: float = math.nan) -> Null:
+        return Null(math.nan, math.nan, math.nan, math.nan, seen, members, relation, reason)
+
+    if relation.reason:
+        return nothing(relation.reason)
+    inside = zone_members(rule, judged, x) & np.isfinite(x)
+    seen = float(correlate_rows(x[inside], judged.scores[inside], method)) if inside.sum() >= MINIMUM else math.nan
+    if math.isnan(seen):
+        return nothing("no correlation was observed in the zone")
+    base = relation.at(np.maximum(x, 0.0))
+    draws, sizes = [], []
+    for ref, scores in zip(boot.ref, boot.candidates, strict=True):
+        noise = (scores - ref) - delta
+        drawn = base * (1 + relation.scatter * rng.standard_normal(len(x))) + noise
+        mine = Judged(float(ref), ref + drawn, judged.error)
+        chosen = zone_members(rule, mine, x) & np.isfinite(x)
+        sizes.append(int(chosen.sum()))
+        if sizes[-1] >= MINIMUM:
+            draws.append(float(correlate_rows(x[chosen], mine.scores[chosen], method)))
+    rho = np.array([r for r in draws if math.isfinite(r)])
+    members = float(np.mean(sizes))
+    if len(rho) < len(sizes) / 2:
+        return nothing("fewer than 5 candidates fall into most drawn zones", seen, members)
+    low, median, high = np.quantile(rho, [0.025, 0.5, 0.975])
+    side = -1.0 if relation.scale >= 0 else 1.0
+    p = (1 + int((side * rho <= side * seen + 1e-12).sum())) / (1 + len(rho))
+    return Null(float(median), float(low), float(high), p, seen, members, relation)
+
+
+@dataclass(frozen=True, slots=True)
+class Ceiling:
+    """The noise ceiling.
+
+    Attributes:
+        value: √reliability; 0 with a reason where the halves do not agree at all. low, high: 95%, over candidates.
+        halves: mean correlation of the two halves. reliability: 2r/(1 + r). members: candidates.
+    """
+
+    value: float
+    low: float
+    high: float
+    halves: float
+    reliability: float
+    members: int
+    reason: str = ""
+
+
+def noise_ceiling(
+    cohort: Cohort,
+    members: Bools,
+    splits: Splits,
+    draws: Draws,
+    method: Method = "spearman",
+) -> Ceiling:
+    """See the module's second point."""
+    count = int(members.sum())
+
+    def nothing(reason: str) -> Ceiling:
+        return Ceiling(math.nan, math.nan, math.nan, math.nan, math.nan, count, reason)
+
+    if splits.reason:
+        return nothing(splits.reason)
+    if count < MINIMUM:
+        return nothing(f"only {count} candidates; at least {MINIMUM} are needed")
+    outcomes = cohort.correct[members].astype(np.float64)
+    one, other = (weights @ outcomes.T for weights in splits.weights)
+    halves = _mean(correlate_rows(one, other, method))
+    if math.isnan(halves):
+        return nothing("the score is the same for all candidates")
+    # The mean over splits needs few of them in each resample.
+    again = np.nanmean(
+        [resampled(a, b, draws.drawn(count), method) for a, b in zip(one[:20], other[:20], strict=True)], axis=0
+    )
+    ends = np.quantile([_ceiling(r) for r in again if math.isfinite(r)], [0.025, 0.975])
+    reliability = 2 * halves / (1 + halves) if halves > -1 else -math.inf
+    reason = "" if halves > 0 else "the halves' scores do not agree: the benchmark tells nobody in the zone apart"
+    return Ceiling(_ceiling(halves), float(ends[0]), float(ends[1]), halves, reliability, count, reason)
+
+
+def _mean(values: FloatArray) -> float:
+    known = values[np.isfinite(values)]
+    return float(known.mean()) if len(known) else math.nan
+
+
+def _ceiling(halves: float) -> float:
+    return math.sqrt(2 * halves / (1 + halves)) if halves > 0 else 0.0
