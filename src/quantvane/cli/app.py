@@ -24,6 +24,7 @@ COMMANDS = {
     "quantize": "quantize",
     "record": "record",
     "report": "report",
+    "watch": "watch",
 }
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from quantvane.monitor.records import Observation
 
-__all__ = ["observations"]
+__all__ = ["observations", "token_texts"]
 
 _NAN = math.nan
 _ABOVE_ONE = 1e-3  # a log-probability above this is none; below it, a rounded ln 1
@@ -46,6 +46,17 @@ def observations(logprobs: object, k: int) -> list[Observation | None]:
         return [_of_map(top[i], _at(chosen, i), _at(tokens, i), k) for i in range(len(top))]
     # A server that knows the generated token's probability alone: the tokens are there, the lists are not.
     return [None] * len(chosen) if isinstance(chosen, list) else []
+
+
+def token_texts(logprobs: object) -> list[str]:
+    """The texts of the generated tokens, in order; empty where the shape is unknown."""
+    if not isinstance(logprobs, dict):
+        return []
+    content = logprobs.get("content")
+    if isinstance(content, list):
+        return [str(e.get("token", "")) if isinstance(e, dict) else "" for e in content]
+    tokens = logprobs.get("tokens")
+    return [str(t) for t in tokens] if isinstance(tokens, list) else []
 
 
 def _at(values: object, i: int) -> Any:

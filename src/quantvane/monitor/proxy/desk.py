@@ -20,6 +20,7 @@ from quantvane.monitor.stream import state_table
 __all__ = ["Desk", "Watch"]
 
 _RECENT, _ALARMS, _DRIFT = 40, 100, 400
+_HELD = 4096  # finished streams that wait for an older one; past that, the older one is not waited for
 
 
 class Watch:
@@ -151,9 +152,9 @@ class Desk:
     def _fleet(self, number: int, summary: StreamSummary | None) -> None:
         """Streams enter the martingale in the order in which they started, whatever order they end in."""
         heapq.heappush(self._done, (number, summary))  # numbers are unique: summaries are never compared
-        while self._done and self._done[0][0] == self._next:
-            self._next += 1
-            first = heapq.heappop(self._done)[1]
+        while self._done and (self._done[0][0] <= self._next or len(self._done) > _HELD):
+            number, first = heapq.heappop(self._done)
+            self._next = max(self._next, number + 1)
             if first is None or self.martingale is None:
                 continue
             before = self.martingale.crossed
