@@ -52,7 +52,7 @@ class EventFilter:
     """
 
     def __init__(self, watch: Watch, asked: Asked, k: int, action: str) -> None:
-        self._watch, self._chat = watch, asked.chat
+        self._watch, self._choices = watch, asked.choices
         self._rewrite = asked.rewrite(k)
         self._annotate, self._truncate = action != "observe", action == "truncate"
         self._cut: set[int] = set()
@@ -131,8 +131,7 @@ class EventFilter:
                 if choice.get("logprobs") is not None:
                     choice["logprobs"] = None
         document[FIELD] = {"choices": verdicts}
-        # Every choice that was seen is over: choices that have not begun are not waited for.
-        self.over = all(c.finished for c in self._watch.choices.values())
+        self.over = sum(c.finished for c in self._watch.choices.values()) >= self._choices
         return json.dumps(document, ensure_ascii=False)
 
     def closing(self) -> bytes:

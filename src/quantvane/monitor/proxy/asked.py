@@ -47,6 +47,15 @@ class Asked:
         """True where the upstream is asked for something the client did not ask for."""
         return self.body is not None and (self.shown is None or self.shown < k)
 
+    @property
+    def choices(self) -> int:
+        """How many choices the answer will have."""
+        n = (self.body or {}).get("n")
+        n = n if isinstance(n, int) and n > 0 else 1
+        prompt = (self.body or {}).get("prompt")
+        several = isinstance(prompt, list) and bool(prompt) and not isinstance(prompt[0], int)
+        return n * (len(prompt) if several and isinstance(prompt, list) else 1)
+
     def rewrite(self, k: int) -> Rewrite | None:
         """What becomes of ``logprobs`` on the way to the client; None where nothing does."""
         if not self.asks_more(k):
