@@ -60,12 +60,13 @@ class Facts:
         return self.server == "ollama" or (self.server == "llama-server" and chat)
 
 
-def open_session(
-    connect_seconds: float = 10.0, idle_seconds: float = 300.0, header_bytes: int = 32 << 10
-) -> aiohttp.ClientSession:
-    """A client that follows nothing by itself: no cookies, no proxies of the environment, no decompression."""
+def open_session(connect_seconds: float = 10.0, header_bytes: int = 32 << 10) -> aiohttp.ClientSession:
+    """A client that follows nothing by itself: no cookies, no proxies of the environment, no decompression.
+
+    It has no timeout for reading, which would be a timer set and reset a token; see `quantvane.monitor.proxy.flow`.
+    """
     return aiohttp.ClientSession(
-        timeout=aiohttp.ClientTimeout(total=None, connect=connect_seconds, sock_read=idle_seconds),
+        timeout=aiohttp.ClientTimeout(total=None, connect=connect_seconds),
         connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=60),
         cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=False, trust_env=False,
         max_line_size=header_bytes, max_field_size=header_bytes, read_bufsize=1 << 16,
@@ -249,7 +250,7 @@ def collect(url: str, prompts: Iterable[str], settings: Generation) -> Iterator[
 
 
 async def _opened() -> aiohttp.ClientSession:
-    return open_session(idle_seconds=3600.0)
+    return open_session()
 
 
 def _first_model(runner: asyncio.Runner, session: aiohttp.ClientSession, base: str, key: str) -> str:

@@ -92,7 +92,7 @@ class Watcher:
         Raises:
             ProtocolMismatchError: the upstream answers and does not fit.
         """
-        self.proxy.session = open_session(self.settings.limits.connect_seconds, 30.0)
+        self.proxy.session = open_session(self.settings.limits.connect_seconds)
         try:
             await self.check()
         finally:
@@ -125,7 +125,7 @@ class Watcher:
     @asynccontextmanager
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
         limits = self.settings.limits
-        self.proxy.session = open_session(limits.connect_seconds, limits.stream_seconds, limits.header_bytes)
+        self.proxy.session = open_session(limits.connect_seconds, limits.header_bytes)
         await self.check()
         tasks = [asyncio.create_task(self.sweeper.run()), asyncio.create_task(self.keep_checking())]
         try:

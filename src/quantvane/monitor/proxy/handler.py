@@ -342,11 +342,11 @@ class Proxy:
                 self._unreadable(watch)
             if splitter.held > limits.event_bytes:
                 raise _FaultError("event_too_large", 502, "an event of the upstream's is too large")
-            shown = b"".join(parts)
+            shown = parts[0] if len(parts) == 1 else b"".join(parts)
+            added.observe(time.perf_counter() - begun)
             if shown:
                 flow.wait("client")
                 await out.piece(shown, more=True)
-                added.observe(time.perf_counter() - begun)
                 flow.wait("upstream")
             if events.over:
                 return
