@@ -113,7 +113,9 @@ class Upstream:
     ) -> bool:
         try:
             body = json.loads(raw)
-        except ValueError:
+        except (ValueError, RecursionError):
+            body = None
+        if not isinstance(body, dict):
             return await self._json(writer, {"error": {"message": "not JSON"}}, 400)
         how = body.get("model", "")
         k = (body.get("top_logprobs", 0) if body.get("logprobs") else None) if chat else body.get("logprobs")

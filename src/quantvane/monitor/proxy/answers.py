@@ -48,7 +48,7 @@ class EventFilter:
 
     Attributes:
         started: a piece of an answer has come. over: nothing is left to send. ended: ``[DONE]`` has come.
-        unreadable: events that were no JSON. error: the upstream sent an error in the stream.
+        error: the upstream sent an error in the stream.
     """
 
     def __init__(self, watch: Watch, asked: Asked, k: int, action: str) -> None:
@@ -58,7 +58,6 @@ class EventFilter:
         self._cut: set[int] = set()
         self._last: dict[str, Any] = {}
         self.started = self.over = self.ended = self.error = False
-        self.unreadable = 0
 
     def event(self, raw: bytes) -> bytes:
         """What the client gets for an event; its own bytes wherever nothing must be changed."""
@@ -72,7 +71,7 @@ class EventFilter:
         try:
             answer = read_answer(payload.decode(), self._rewrite)
         except (ValueError, RecursionError):
-            self.unreadable += 1
+            self._unreadable()
             return raw
         text = self._answer(answer)
         if text is None:
@@ -80,6 +79,14 @@ class EventFilter:
         if text is answer.text and self._rewrite is None:
             return raw
         return raw[: span[0]] + text.encode() + raw[span[1] :]
+
+    def _unreadable(self) -> None:
+        """A piece that nobody could read may have held a token: it counts as one that was not seen."""
+        watch = self._watch
+        watch.desk.fault("chunk_not_json", watch)
+        for choice in list(watch.choices.values()) or [watch.choice(0)]:
+            if not choice.finished:
+                watch.feed(choice, None, text=True)
 
     def _answer(self, answer: Answer) -> str | None:
         document = answer.document

@@ -297,7 +297,7 @@ class Proxy:
         events = EventFilter(watch, asked, self._settings.k, self._settings.action)
         await out.begin(answer.status, forward.response_headers(answer, same_length=False), stream=True)
         try:
-            await self._events(answer, events, out, flow, watch)
+            await self._events(answer, events, out, flow)
         except _FaultError as fault:
             if fault.kind != "upstream_died" or events.started or not asked.asks_more(self._settings.k):
                 raise
@@ -308,7 +308,7 @@ class Proxy:
                 if answer.status != 200:
                     raise
                 self._refusal(watch)
-                await self._events(answer, events, out, flow, watch)
+                await self._events(answer, events, out, flow)
             finally:
                 answer.close()
         if events.over:
@@ -321,7 +321,7 @@ class Proxy:
         await out.piece(b"", more=False)
 
     async def _events(
-        self, answer: aiohttp.ClientResponse, events: EventFilter, out: _Out, flow: Flow, watch: Watch
+        self, answer: aiohttp.ClientResponse, events: EventFilter, out: _Out, flow: Flow
     ) -> None:
         splitter, size, limits = EventSplitter(), 0, self._limits
         added = self._desk.metrics.added
@@ -337,9 +337,6 @@ class Proxy:
                 parts.append(events.event(raw))
                 if events.over:
                     break
-            if events.unreadable:
-                events.unreadable = 0
-                self._unreadable(watch)
             if splitter.held > limits.event_bytes:
                 raise _FaultError("event_too_large", 502, "an event of the upstream's is too large")
             shown = parts[0] if len(parts) == 1 else b"".join(parts)
@@ -355,9 +352,3 @@ class Proxy:
             await out.piece(events.event(rest), more=True)
         if not events.started and not events.ended:
             raise _FaultError("upstream_died", 502, "the upstream ended its stream before it began an answer")
-
-    def _unreadable(self, watch: Watch) -> None:
-        """A piece that nobody could read may have held a token: it counts as one that was not seen."""
-        self._desk.fault("chunk_not_json", watch)
-        for choice in list(watch.choices.values()) or [watch.choice(0)]:
-            watch.feed(choice, None, text=True)
