@@ -93,8 +93,9 @@ def test_client_that_does_not_read_holds_the_upstream_back_and_is_let_go(upstrea
     served, written = Served(upstream.url, limits={"idle_seconds": 2.0}), upstream.written
     sock = raw_socket(served.port, chat_request(_body("scripted", stream=True, max_tokens=400_000)))
     assert served.streams(1, 40.0)[0]["outcome"] == "client_too_slow"
-    # Back-pressure: of the 600 MB the upstream had for us, it could get rid of what buffers hold.
-    assert upstream.written - written < 40_000_000
+    # Back-pressure: of its 600 MB the upstream could get rid of what the sockets' buffers hold, a tenth of it once
+    # the lists are taken out.
+    assert upstream.written - written < 150_000_000
     assert served.faults("client_too_slow") == 1
     sock.close()
     served.stop()

@@ -177,9 +177,13 @@ def test_client_leaves_in_the_middle(real):
 
 
 def test_an_error_of_the_servers_own(real):
+    said = []
     for client in (real.straight, real.through):
-        with pytest.raises(openai.UnprocessableEntityError):
+        with pytest.raises(openai.APIStatusError) as problem:
             client.completions.create(model="m", prompt=TEXT, temperature="hot")
+        said.append((problem.value.status_code, problem.value.message))
+    assert said[0] == said[1]
+    assert said[0][0] >= 400
 
 
 def test_everything_else(real):
