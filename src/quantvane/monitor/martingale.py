@@ -100,14 +100,18 @@ class FleetMartingale:
         self.crossed: int | None = None
 
     def update(self, summary: StreamSummary) -> float:
-        """Take one finished stream; ln M after it. A stream without usable scores is skipped and counted."""
-        values = [summary.means.get(name, math.nan) for name in self._jumpers]
-        if any(math.isnan(value) for value in values):
+        """Take one finished stream; ln M after it.
+
+        No bet is laid on a score that the stream does not have; a stream with none of them is skipped and counted.
+        """
+        values = {name: summary.means.get(name, math.nan) for name in self._jumpers}
+        usable = {name: value for name, value in values.items() if not math.isnan(value)}
+        if not usable:
             self.skipped += 1
             return self.log_value
         self.streams += 1
-        for jumper, value in zip(self._jumpers.values(), values, strict=True):
-            jumper.update(value)
+        for name, value in usable.items():
+            self._jumpers[name].update(value)
         if self.crossed is None and self.drifted:
             self.crossed = self.streams
         return self.log_value

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +17,22 @@ from quantvane.corpora.text import read_corpus
 from quantvane.engines.base import Engine
 from quantvane.engines.decoding import Tokens, open_decoder
 from quantvane.engines.registry import open_engine
-from quantvane.errors import CorpusError, OutputError, SpecError
+from quantvane.engines.settings import Setting, boolean, read_settings
+from quantvane.errors import CorpusError, EngineError, OutputError, SpecError
 from quantvane.monitor.calibration import Fingerprint
 from quantvane.monitor.records import Observation
 from quantvane.monitor.trajectories import measured_rows
-from quantvane.run.measure import processor
 from quantvane.run.trajectories import Sampling, generate_group, prompts_of_text
 from quantvane.spec import ModelSpec, canonical_hash
 from quantvane.store.atomic import make_directory, read_json, write_json
 from quantvane.store.journal import Journal
+from quantvane.store.manifest import processor
 from quantvane.store.trajectories import journal_trajectories, trajectory_batch, write_trajectories
 from quantvane.types import FloatArray
 
 __all__ = ["RecordTrajectories", "chosen_prompts", "fingerprint_of", "read_prompts", "record_trajectories"]
 
+SERVER_KEY = "QUANTVANE_UPSTREAM_KEY"
 Emit = Callable[[dict[str, Any]], None]
 
 
@@ -216,20 +221,61 @@ def engine_prompts(spec: RecordTrajectories, engine: Engine) -> list[Tokens]:
     return [engine.tokenize(text, special=True, add_bos=engine.vocabulary.add_bos) for text in texts]
 
 
-def _from_server(spec: RecordTrajectories, done: int) -> tuple[Fingerprint, Iterator[list[FloatArray]]]:
-    """What a server says: `quantvane.monitor.upstream` asks it and yields one list of observations a prompt."""
-    from quantvane.monitor.upstream import collect
+_SERVER_SETTINGS: dict[str, Setting] = {
+    "chat": Setting(True, boolean, "ask /v1/chat/completions, a prompt being one user message; else /v1/completions"),
+    "model": Setting("", str, "the model to ask for; the first one served by default"),
+}
 
-    if spec.texts:
+
+def _from_server(spec: RecordTrajectories, done: int) -> tuple[Fingerprint, Iterator[list[FloatArray]]]:
+    """What a server says: `quantvane.monitor.upstream` asks it and yields one list of observations a prompt.
+
+    The key of a server that wants one is read from the environment variable ``QUANTVANE_UPSTREAM_KEY``.
+    """
+    if spec.texts or not spec.sampling.top_k:
         raise SpecError(
-            "a server is asked with prompts",
-            expected="--prompts FILE",
-            got="--text",
-            remedy="write the prompts one a line, or as JSON lines with a \"prompt\"",
+            "a server is asked with prompts, for its most probable tokens",
+            expected="--prompts FILE and --top-k 1 or more",
+            got="--text" if spec.texts else "--top-k 0",
+            remedy='write the prompts one a line, or as JSON lines with a "prompt"',
         )
-    prompts = chosen_prompts(read_prompts(spec.prompts), spec.trajectories, spec.sampling.seed)
-    fingerprint, streams = collect(spec.model, prompts[done:], spec.sampling, first=done, slots=spec.slots)
-    return fingerprint, _server_units(streams, spec.slots)
+    upstream = import_module("quantvane.monitor.upstream")  # it brings an HTTP client
+    given = read_settings("server", _SERVER_SETTINGS, dict(spec.model.settings))
+    how, url = spec.sampling, spec.model.path
+    facts = asyncio.run(_facts(upstream, url, os.environ.get(SERVER_KEY, "")))
+    if facts.stage and facts.stage != how.stage:
+        raise SpecError(
+            "the server's log-probabilities are of another stage",
+            expected=f"--stage {facts.stage}",
+            got=f"--stage {how.stage}",
+            remedy="name the server's own stage",
+        )
+    name = given["model"] or (facts.models[0] if facts.models else "")
+    fingerprint = Fingerprint(
+        model=name, quantization=upstream.quantization_of(f"{facts.path} {name}") or "unknown",
+        engine=facts.server or "unknown", engine_version=facts.version or "unknown", hardware="unknown",
+        stage=how.stage, temperature=how.temperature, top_k=how.top_k, horizon=how.horizon,
+    )  # fmt: skip
+    generation = upstream.Generation(
+        k=how.top_k, max_tokens=how.horizon, temperature=how.temperature, chat=given["chat"], model=name,
+        key=os.environ.get(SERVER_KEY, ""), seed=how.seed * 1_000_003 + done, parallel=spec.slots,
+    )  # fmt: skip
+    prompts = chosen_prompts(read_prompts(spec.prompts), spec.trajectories, how.seed)
+    return fingerprint, _server_units(upstream.collect(url, prompts[done:], generation), spec.slots)
+
+
+async def _facts(upstream: Any, url: str, key: str) -> Any:
+    base = url.rstrip("/").removesuffix("/v1")
+    try:
+        async with upstream.open_session() as session:
+            return await upstream.learn(session, base, key)
+    except (OSError, TimeoutError) as problem:  # the client's own errors are of these kinds
+        raise EngineError(
+            f"the server at {base} cannot be reached",
+            expected="an answer",
+            got=type(problem).__name__,
+            remedy="start it, or correct the address",
+        ) from None
 
 
 def _server_units(streams: Iterator[list[Observation | None]], size: int) -> Iterator[list[FloatArray]]:
