@@ -3,13 +3,13 @@ import random
 
 import numpy as np
 import pytest
-from reference.monitor_twin import entropy, kl, lambda_dense, lumped_kl_minimum
-from support_monitor import distribution, observe
 
 from quantvane.fisher import lambda_bounds_topk, lambda_max
 from quantvane.monitor import Observation
 from quantvane.monitor.processors import measure_logits
 from quantvane.monitor.statistic import KL_CAP, lambda_bounds, look, measure
+from reference.monitor_twin import entropy, kl, lambda_dense, lumped_kl_minimum
+from support_monitor import distribution, observe
 
 
 def test_the_scalar_bounds_are_the_vectorised_ones():
@@ -56,7 +56,7 @@ def test_edges_of_lambda():
 
 @pytest.mark.parametrize(
     "logprobs",
-    [(), (math.nan, -1.0), (-1.0, math.nan), (math.inf,), (5.0, -1.0), (-0.1, -0.1), (-math.inf,), (-math.inf, -math.inf)],
+    [(), (math.nan, -1.0), (-1.0, math.nan), (math.inf,), (5.0, -1.0), (-0.1, -0.1), (-math.inf, -math.inf)],
 )
 def test_what_is_no_distribution_is_not_looked_at(logprobs):
     assert look(Observation(logprobs, tuple(range(len(logprobs))), 0.0)) is None

@@ -5,11 +5,11 @@ from itertools import product
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support_monitor import calibration
 
 from quantvane.errors import DataError
 from quantvane.monitor import state_table
 from quantvane.monitor.state import LABELS, StateTable, fill
+from support_monitor import calibration
 
 CAL = calibration()
 TABLE = state_table(CAL)

@@ -1,13 +1,14 @@
 import math
 import subprocess
 import sys
+from itertools import pairwise
 
 import numpy as np
 import pytest
-from reference.monitor_twin import stream
-from support_monitor import NAMES, calibration, distribution, observe
 
 from quantvane.monitor import Measured, StreamMonitor
+from reference.monitor_twin import stream
+from support_monitor import NAMES, calibration, distribution, observe
 
 CAL = calibration()
 
@@ -41,7 +42,7 @@ def test_steps_alarms_and_extremes_are_those_of_the_twin():
         assert all((step.label == "INVALID") == (row is None) for step, row in zip(steps, made, strict=True))
         assert all((step.label == "ALARM") == bool(step.alarms) for step in steps if step.label != "INVALID")
         alarmed += first is not None
-        cleared += any(a and not b for a, b in zip(shown, shown[1:], strict=False))
+        cleared += any(a and not b for a, b in pairwise(shown))
     assert 20 < alarmed < 190
     assert cleared > 5
 
@@ -118,7 +119,7 @@ def test_a_step_costs_less_than_a_tenth_of_a_millisecond():
 
 
 def test_importing_the_monitor_is_light():
-    heavy = "torch llama_cpp numba transformers scipy pyarrow".split()
+    heavy = ["torch", "llama_cpp", "numba", "transformers", "scipy", "pyarrow"]
     code = (
         "import sys, quantvane.monitor as m; cal = m.StreamMonitor\n"
         f"print([x for x in {heavy!r} if x in sys.modules])"
