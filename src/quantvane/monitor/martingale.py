@@ -7,7 +7,8 @@ stream, so P(M ever ≥ 1/α) ≤ α (Ville). Both ends of the p-values are bet 
 averaged, and an average of martingales is one.
 
 The bet is the "simple jumper" of Vovk et al., *Retrain or not retrain: conformal test martingales for change-point
-detection* (COPA 2021): f_ε(p) = 1 + ε(p − ½), the capital moving between ε by jumps of rate J.
+detection* (COPA 2021): f_ε(p) = 1 + ε(p − ½), the capital moving between ε by jumps of rate J; here with a
+reserve, see `SimpleJumper`.
 """
 
 from __future__ import annotations
@@ -26,10 +27,16 @@ __all__ = ["FleetMartingale", "SimpleJumper"]
 
 _BETS = (-2.0, -1.0, 0.0, 1.0, 2.0)
 _JUMP = 0.01
+_LARGE = 1e100  # rescaled there: no drift, however plain, overflows
 
 
 class SimpleJumper:
     """Capital of one score; starts at 1.
+
+    Bets that find nothing cost a little at every stream, and after thousands of healthy ones nothing would be left to
+    show a drift with. So at stream i only 1/((i+1)(i+2)) of the initial capital is laid on the table, the rest waits:
+    a mixture over the stream at which the betting starts, and still a martingale. A drift after n streams then has
+    2 ln n nats to make good, not a number that grows with n.
 
     Args:
         reference: scores of the calibration, any order. seed: of the tie-breaking.
@@ -38,8 +45,8 @@ class SimpleJumper:
     def __init__(self, reference: Sequence[float], seed: int = 0) -> None:
         self._bag = array("d", sorted(reference))
         self._random = random.Random(seed)
-        self._shares = [1.0 / len(_BETS)] * len(_BETS)
-        self.log_capital = 0.0
+        self._staked = [0.0] * len(_BETS)
+        self._waiting, self._number, self._log_scale = 1.0, 0, 0.0
 
     def p_value(self, score: float) -> float:
         """Conformal p-value among the scores so far, which it joins; small where the score is large."""
@@ -53,12 +60,25 @@ class SimpleJumper:
     def update(self, score: float) -> float:
         """Bet on one stream; ln of the capital after it."""
         p = self.p_value(score)
-        mixed = [(1.0 - _JUMP) * share + _JUMP / len(_BETS) for share in self._shares]
-        stakes = [share * (1.0 + bet * (p - 0.5)) for share, bet in zip(mixed, _BETS, strict=True)]
-        total = sum(stakes)
-        self._shares = [stake / total for stake in stakes]
-        self.log_capital += math.log(total)
+        fresh = self._waiting / (self._number + 2)  # what waits after i streams is 1/(i+1)
+        self._waiting -= fresh
+        self._number += 1
+        moved = (_JUMP * sum(self._staked) + fresh) / len(_BETS)
+        self._staked = [
+            ((1.0 - _JUMP) * stake + moved) * (1.0 + bet * (p - 0.5))
+            for stake, bet in zip(self._staked, _BETS, strict=True)
+        ]
+        total = sum(self._staked)
+        if total > _LARGE:
+            self._staked = [stake / total for stake in self._staked]
+            self._waiting /= total
+            self._log_scale += math.log(total)
         return self.log_capital
+
+    @property
+    def log_capital(self) -> float:
+        """ln of the capital, staked and waiting."""
+        return self._log_scale + math.log(sum(self._staked) + self._waiting)
 
 
 class FleetMartingale:
@@ -100,14 +120,18 @@ class FleetMartingale:
         self.crossed: int | None = None
 
     def update(self, summary: StreamSummary) -> float:
-        """Take one finished stream; ln M after it. A stream without usable scores is skipped and counted."""
-        values = [summary.means.get(name, math.nan) for name in self._jumpers]
-        if any(math.isnan(value) for value in values):
+        """Take one finished stream; ln M after it.
+
+        No bet is laid on a score that the stream does not have; a stream with none of them is skipped and counted.
+        """
+        values = {name: summary.means.get(name, math.nan) for name in self._jumpers}
+        usable = {name: value for name, value in values.items() if not math.isnan(value)}
+        if not usable:
             self.skipped += 1
             return self.log_value
         self.streams += 1
-        for jumper, value in zip(self._jumpers.values(), values, strict=True):
-            jumper.update(value)
+        for name, value in usable.items():
+            self._jumpers[name].update(value)
         if self.crossed is None and self.drifted:
             self.crossed = self.streams
         return self.log_value

@@ -6,7 +6,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from itertools import product
+from itertools import pairwise, product
 
 from quantvane.errors import DataError
 
@@ -40,7 +40,7 @@ class StateTable:
     def __post_init__(self) -> None:
         for name in ("sigma", "kl", "entropy"):
             cuts = getattr(self, name)
-            if not all(math.isfinite(c) for c in cuts) or any(a >= b for a, b in zip(cuts, cuts[1:], strict=False)):
+            if not all(math.isfinite(c) for c in cuts) or any(a >= b for a, b in pairwise(cuts)):
                 raise DataError(
                     f"the cuts of {name} do not partition the line",
                     expected="finite, strictly increasing",
@@ -62,7 +62,8 @@ class StateTable:
         """The label of a state; INVALID where a coordinate is NaN, before anything else is looked at."""
         if sigma != sigma or kl != kl or entropy != entropy:
             return "INVALID"
-        return self.labels[bisect_right(self.sigma, sigma), bisect_right(self.kl, kl), bisect_right(self.entropy, entropy)]
+        cell = (bisect_right(self.sigma, sigma), bisect_right(self.kl, kl), bisect_right(self.entropy, entropy))
+        return self.labels[cell]
 
 
 def fill(

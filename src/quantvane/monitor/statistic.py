@@ -25,6 +25,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from quantvane.monitor.records import Observation
 
@@ -83,7 +84,7 @@ def look(observation: Observation) -> Seen | None:
     p = [0.0 if x == -math.inf else math.exp(x) if x > _TINY else math.exp(_TINY) for x in logs if x <= 1.0]
     if len(p) != len(logs):  # NaN and absurd values alike fail the comparison
         return None
-    if any(a < b for a, b in zip(p, p[1:], strict=False)):
+    if any(a < b for a, b in pairwise(p)):
         order = sorted(range(len(p)), key=p.__getitem__, reverse=True)
         logs, keys, p = [logs[i] for i in order], [keys[i] for i in order], [p[i] for i in order]
         head = logs[0]

@@ -97,7 +97,8 @@ class StreamMonitor:
         )  # fmt: skip
 
     def _tally(self, measured: Measured) -> None:
-        values = (ln_lambda(measured) - math.log(self._cal.base.lambda_max), measured.entropy, measured.kl, measured.nll)
+        sigma = ln_lambda(measured) - math.log(self._cal.base.lambda_max)
+        values = (sigma, measured.entropy, measured.kl, measured.nll)
         for i, value in enumerate(values):
             if value == value:
                 self._sums[i] += value
