@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -46,7 +47,6 @@ def _secret(path: str | None, what: str) -> str:
     help="Leave answers alone, add the verdict to them, or also end them at the first alarm.",
 )  # fmt: skip
 @click.option("--token-file", type=click.Path(), help="Secret that the page and the metrics ask for.")
-@click.option("--upstream-key-file", type=click.Path(), help="API key for the proxy's own look at the upstream.")
 @click.option("--jsonl", type=click.Path(), help="Append streams, alarms and faults to this file; rotates at 64 MiB.")
 @click.option("--webhook-file", type=click.Path(), help="File with an address on its first line that gets every alarm.")
 @click.option("--webhook", help="The same address on the command line, where other users may see it.")
@@ -54,12 +54,13 @@ def _secret(path: str | None, what: str) -> str:
 @json_option
 def command(
     upstream: str, calibration: str, port: int, host: str, action: str, token_file: str | None,
-    upstream_key_file: str | None, jsonl: str | None, webhook_file: str | None, webhook: str | None, otel: bool,
+    jsonl: str | None, webhook_file: str | None, webhook: str | None, otel: bool,
     as_json: bool,
 ) -> None:  # fmt: skip
     """Watch a server: a proxy that raises calibrated alarms.
 
-    Point clients at this proxy instead of the server. Page at /quantvane/, metrics at /metrics.
+    Point clients at this proxy instead of the server. Page at /quantvane/, metrics at /metrics. A server that wants
+    a key for its list of models finds it in the environment variable QUANTVANE_UPSTREAM_KEY.
 
     \b
     quantvane watch --upstream http://127.0.0.1:8080 --calibration cal.json
@@ -84,7 +85,7 @@ def command(
     hook = webhook or _secret(webhook_file, "the webhook's address")
     watcher = Watcher(
         settings, loaded, _sinks(metrics, jsonl, hook, otel), metrics=metrics,
-        upstream_key=_secret(upstream_key_file, "the upstream's key"),
+        upstream_key=os.environ.get("QUANTVANE_UPSTREAM_KEY", ""),
     )  # fmt: skip
     _run(watcher, settings, as_json)
 
