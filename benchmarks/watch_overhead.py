@@ -67,7 +67,8 @@ def upstream(pipe: Any) -> None:
                     continue
                 body = json.loads(raw)
                 mine = parts[K if body.get("logprobs") else 0]
-                writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n")
+                writer.write(b"Transfer-Encoding: chunked\r\n\r\n")
                 pause = body.get("pause", 0.0)
                 begun = asyncio.get_running_loop().time() + body.get("phase", 0.0)
                 for i in range(body["max_tokens"]):

@@ -80,7 +80,9 @@ def test_watches_without_any_heavy_library(upstream, tmp_path):
 
 
 def test_a_calibration_of_another_deployment_is_refused(upstream, tmp_path):
-    run = _run("--upstream", upstream.url, "--calibration", _save(tmp_path / "c.json", model="x", engine="llamacpp"), "--json")
+    run = _run(
+        "--upstream", upstream.url, "--calibration", _save(tmp_path / "c.json", model="x", engine="llamacpp"), "--json"
+    )
     assert run.returncode == 2
     error = json.loads(run.stdout)["error"]
     assert error["kind"] == "ProtocolMismatchError"

@@ -47,7 +47,12 @@ def test_vllm_puts_the_generated_token_in_the_place_of_the_last():
 
 
 def test_llama_cpp_python_appends_the_generated_token():
-    value = {**LLAMA_CPP_PYTHON_TEXT, "tokens": [" z"], "token_logprobs": [-9.0], "top_logprobs": [{**dict(LIST), " z": -9.0}]}
+    value = {
+        **LLAMA_CPP_PYTHON_TEXT,
+        "tokens": [" z"],
+        "token_logprobs": [-9.0],
+        "top_logprobs": [{**dict(LIST), " z": -9.0}],
+    }
     (one,) = observations(value, 3)
     assert (one.keys, one.chosen) == ((" a", " b", " c"), -9.0)
 

@@ -66,7 +66,7 @@ def real() -> Iterator[Real]:
                 time.sleep(0.1)
         base = calibration()
         print_ = Fingerprint(MODEL.name, "F16", "llamacpp", "", "cpu", "raw", 0.0, 20, 64)
-        limits = {name: 1000.0 for name in base.statistics}
+        limits = dict.fromkeys(base.statistics, 1000.0)
         served = Served(url, calibration=replace(base, fingerprint=print_, thresholds=limits, lower=limits))
         clients = [openai.OpenAI(base_url=f"{u}/v1", api_key="none", max_retries=0) for u in (url, served.url)]
         yield Real(url, served, *clients)

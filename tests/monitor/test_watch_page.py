@@ -65,7 +65,8 @@ def _open(browser: devtools.Browser, served: Served, width: int, *, dark: bool =
 def test_live_without_errors_or_other_places(browser, served):
     _open(browser, served, 1280)
     asked = [e["params"]["request"]["url"] for e in browser.events if e.get("method") == "Network.requestWillBeSent"]
-    assert {url for url in asked if not url.startswith("data:")} <= {f"{served.url}/quantvane/", f"{served.url}/quantvane/state"}
+    own = {f"{served.url}/quantvane/", f"{served.url}/quantvane/state"}
+    assert {url for url in asked if not url.startswith("data:")} <= own
     bad = ("Network.loadingFailed", "Log.entryAdded", "Runtime.exceptionThrown", "Runtime.consoleAPICalled")
     assert [e for e in browser.events if e.get("method") in bad] == []
     assert browser.ask("document.body.dataset.state") == "live"

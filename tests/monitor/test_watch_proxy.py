@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
-from proxy_support import Served, ask, calibration, direct, get
+from proxy_support import PRINT, Served, ask, calibration, direct, get
 from scripted_upstream import Upstream, whole
 
 pytest.importorskip("uvicorn")
@@ -269,8 +270,7 @@ def test_metrics_and_page_data(watched):
 
 
 def test_a_calibration_of_another_model_promises_nothing(upstream):
-    other = calibration()
-    other = calibration(fingerprint=other.fingerprint.__class__("another", "BF16", "vllm", "9.9", "cpu", "raw", 0.0, 20, 64))
+    other = calibration(fingerprint=replace(PRINT, model="another"))
     served = Served(upstream.url, calibration=other)
     try:
         assert "model differ" in served.desk.reason

@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from quantvane.monitor.proxy.asked import read_request
 from quantvane.monitor.proxy.wire import EventSplitter, add_field, payload_span, read_answer
 
-TEXT = st.text(max_size=12) | st.sampled_from(['"logprobs": {', '\\"logprobs":1', "logprobs", "\n\n", "}]", '"finish_reason"'])
+TEXT = st.text(max_size=12) | st.sampled_from(
+    ['"logprobs": {', '\\"logprobs":1', "logprobs", "\n\n", "}]", '"finish_reason"']
+)
 LISTS = st.none() | st.fixed_dictionaries(
     {"content": st.lists(st.fixed_dictionaries({"token": TEXT, "logprob": st.floats(-50, 0)}), max_size=3)}
 )
@@ -21,7 +23,12 @@ LISTS = st.none() | st.fixed_dictionaries(
 def answers(draw: st.DrawFn) -> dict:
     choices = []
     for index in range(draw(st.integers(0, 3))):
-        members = [("index", index), ("delta", {"content": draw(TEXT)}), ("logprobs", draw(LISTS)), ("finish_reason", None)]
+        members = [
+            ("index", index),
+            ("delta", {"content": draw(TEXT)}),
+            ("logprobs", draw(LISTS)),
+            ("finish_reason", None),
+        ]
         choices.append(dict(draw(st.permutations(members))))
     members = [("id", draw(TEXT)), ("choices", choices), ("usage", None), ("model", draw(TEXT))]
     return dict(draw(st.permutations(members)))

@@ -38,10 +38,14 @@ def _secret(path: str | None, what: str) -> str:
 
 
 @click.command("watch")
-@click.option("--upstream", required=True, metavar="URL", help="The server to watch, for example http://127.0.0.1:8080.")
+@click.option(
+    "--upstream", required=True, metavar="URL", help="The server to watch, for example http://127.0.0.1:8080."
+)
 @click.option("--calibration", required=True, type=click.Path(), help="What quantvane calibrate wrote.")
 @click.option("--port", default=8100, show_default=True, help="Where to listen; 0 takes a free port.")
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to bind; loopback unless you say otherwise.")
+@click.option(
+    "--host", default="127.0.0.1", show_default=True, help="Address to bind; loopback unless you say otherwise."
+)
 @click.option(
     "--action", type=click.Choice(["observe", "annotate", "truncate"]), default="observe", show_default=True,
     help="Leave answers alone, add the verdict to them, or also end them at the first alarm.",
@@ -70,9 +74,7 @@ def command(
 
     loaded = load_calibration(calibration)
     _observable(loaded.fingerprint.top_k)
-    settings = WatchSettings(
-        upstream, action, loaded.fingerprint.top_k, host, port, _secret(token_file, "the token")
-    )
+    settings = WatchSettings(upstream, action, loaded.fingerprint.top_k, host, port, _secret(token_file, "the token"))
     try:
         from quantvane.monitor.proxy.app import Watcher
         from quantvane.monitor.sinks.metrics import Metrics

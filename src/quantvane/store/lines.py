@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ class RotatingLines:
         os.close(self._fd)
         self._fd = -1
         names = [self.path, *(self.path.with_name(f"{self.path.name}.{i}") for i in range(1, self._keep + 1))]
-        for old, new in reversed(list(zip(names, names[1:], strict=False))):
+        for old, new in reversed(list(pairwise(names))):
             if old.exists():
                 os.replace(old, new)
         if not self._keep:

@@ -11,7 +11,7 @@ from quantvane.monitor.proxy.desk import Watch
 from quantvane.monitor.proxy.wire import Answer, add_field, payload_span, read_answer
 from quantvane.monitor.shapes import token_texts
 
-__all__ = ["FINISH_REASON", "FIELD", "EventFilter", "WholeFilter"]
+__all__ = ["FIELD", "FINISH_REASON", "EventFilter", "WholeFilter"]
 
 FIELD = "quantvane"
 """Name of the member that annotations are added under."""

@@ -208,9 +208,7 @@ class Proxy:
         except (aiohttp.ClientError, OSError):
             raise _FaultError("upstream_died", 502, "the upstream broke off before its answer ended") from None
 
-    async def _watched(
-        self, scope: Scope, url: URL, body: bytes, out: _Out, flow: Flow, watches: list[Watch]
-    ) -> None:
+    async def _watched(self, scope: Scope, url: URL, body: bytes, out: _Out, flow: Flow, watches: list[Watch]) -> None:
         chat = scope["path"].endswith(_CHAT)
         asked = read_request(body, chat=chat).for_server(
             keep_chosen=self.facts.keeps_chosen, absent=self.facts.leaves_out(chat=chat)
@@ -267,9 +265,7 @@ class Proxy:
             return f"temperature is {given:g}, the calibration's {wanted:g}"
         return ""
 
-    async def _whole(
-        self, answer: aiohttp.ClientResponse, asked: Asked, out: _Out, flow: Flow, watch: Watch
-    ) -> None:
+    async def _whole(self, answer: aiohttp.ClientResponse, asked: Asked, out: _Out, flow: Flow, watch: Watch) -> None:
         pieces, size = [], 0
         async for data in self._pieces(answer, flow):
             size += len(data)
@@ -320,9 +316,7 @@ class Proxy:
         watch.end("complete")
         await out.piece(b"", more=False)
 
-    async def _events(
-        self, answer: aiohttp.ClientResponse, events: EventFilter, out: _Out, flow: Flow
-    ) -> None:
+    async def _events(self, answer: aiohttp.ClientResponse, events: EventFilter, out: _Out, flow: Flow) -> None:
         splitter, size, limits = EventSplitter(), 0, self._limits
         added = self._desk.metrics.added
         async for data in self._pieces(answer, flow):

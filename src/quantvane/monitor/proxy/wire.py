@@ -16,7 +16,7 @@ __all__ = ["Answer", "EventSplitter", "add_field", "payload_span", "read_answer"
 _END = re.compile(rb"\r\n\r\n|\n\r?\n|\r\r")
 _KEY = re.compile(r'"logprobs"(\s*):\s*')
 _DATA = re.compile(rb"(?m)^data: ?")
-_scan = json.JSONDecoder().scan_once
+_scan = json.JSONDecoder().raw_decode
 
 Rewrite = Callable[[Any, bool], str | None]
 """(value of ``logprobs``, True where keys and values are spaced) → its new JSON text, or None to drop the key."""
@@ -152,7 +152,7 @@ def _value(text: str, start: int) -> tuple[Any, int]:
             pass  # several choices in one answer, another order of keys, NaN
     try:
         return _scan(text, start)
-    except (StopIteration, JSONDecodeError):
+    except JSONDecodeError:
         raise ValueError("the server's answer is no JSON") from None
 
 
