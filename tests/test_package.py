@@ -39,6 +39,7 @@ def test_public_names():
     assert callable(quantvane.displacement.token_metrics)
     assert callable(quantvane.displacement.kld_bounds_topk)
     assert callable(quantvane.fisher.lambda_max)
+    assert callable(quantvane.monitor.conformal_threshold)
 
 
 def test_a_verb_keeps_its_name_beside_the_room_of_that_name():

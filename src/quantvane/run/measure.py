@@ -20,7 +20,7 @@ from quantvane.run.prepare import Prepared, check_vocabulary, prepare
 from quantvane.spec import ModelSpec
 from quantvane.store.atomic import make_directory, read_json, write_json
 from quantvane.store.journal import Journal
-from quantvane.store.manifest import package_versions
+from quantvane.store.manifest import package_versions, processor
 
 __all__ = ["Emit", "add_model", "agree", "do_job", "info_record", "kernel_of", "measure",
            "opened", "processor"]  # fmt: skip
@@ -150,16 +150,6 @@ def _manifest(spec: CompareSpec, prepared: Prepared, reference: Engine) -> dict[
         "versions": package_versions(),
         "hardware": {"machine": platform.machine(), "processor": processor(), "system": platform.system()},
     }
-
-
-def processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or "unknown"
 
 
 # A continued run must be the same measurement: these have to agree with what the directory holds.

@@ -20,7 +20,7 @@ __all__ = ["main", "perform"]
 
 
 def perform(request: dict[str, Any], emit: Any) -> None:
-    """Do what a request asks for: ``measure``, ``record``, ``bench``, ``fisher``, ``quantize`` or ``imatrix``."""
+    """Do what a request asks for: ``measure``, ``record``, ``bench``, ``fisher``, ``trajectories``, ``quantize`` …"""
     if request["task"] == "quantize":
         from quantvane.engines.quantize import quantize_file
 
@@ -39,6 +39,11 @@ def perform(request: dict[str, Any], emit: Any) -> None:
         from quantvane.run.recording import record_reference
 
         record_reference(RecordSpec.from_dict(request["spec"]), Path(request["out"]), emit)
+        return
+    if request["task"] == "trajectories":
+        from quantvane.run.calibrate_work import RecordTrajectories, record_trajectories
+
+        record_trajectories(RecordTrajectories.from_dict(request["spec"]), Path(request["out"]), emit)
         return
     if request["task"] == "bench":
         from quantvane.run.bench_plan import BenchSpec
