@@ -23,7 +23,7 @@ def softmax(logits: FloatArray) -> FloatArray:
     """Row by row, shifted by the maximum; −inf gives 0."""
     p = np.exp(logits - logits.max(axis=-1, keepdims=True))
     p /= p.sum(axis=-1, keepdims=True)
-    return p
+    return np.asarray(p, dtype=np.float64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,16 +85,16 @@ Rows = npt.NDArray[np.float64]
 
 def covariance(p: Rows, v: Rows) -> Rows:
     """(diag p − ppᵀ) v, row by row."""
-    return p * (v - np.einsum("ij,ij->i", p, v)[:, None])
+    return np.asarray(p * (v - np.einsum("ij,ij->i", p, v)[:, None]))
 
 
 def covariance_first(p: Rows, p1: Rows, v: Rows) -> Rows:
     """d/dt of diag p − ppᵀ, times v: (diag p' − p'pᵀ − pp'ᵀ) v."""
     a, b = np.einsum("ij,ij->i", p, v)[:, None], np.einsum("ij,ij->i", p1, v)[:, None]
-    return p1 * (v - a) - p * b
+    return np.asarray(p1 * (v - a) - p * b)
 
 
 def covariance_second(p: Rows, p1: Rows, p2: Rows, v: Rows) -> Rows:
     """d²/dt² of diag p − ppᵀ, times v: (diag p'' − p''pᵀ − pp''ᵀ − 2p'p'ᵀ) v."""
     a, b, c = (np.einsum("ij,ij->i", x, v)[:, None] for x in (p, p1, p2))
-    return p2 * (v - a) - p * c - 2.0 * p1 * b
+    return np.asarray(p2 * (v - a) - p * c - 2.0 * p1 * b)

@@ -60,7 +60,7 @@ def _values(space: str, states: States, targets: Targets, steps: int = STEPS) ->
     if space == "head":
         a = -p
         a[np.arange(len(p)), targets] += 1.0
-        return np.linalg.eigvalsh((a @ a.T) * (states.hidden @ states.hidden.T) / len(p))[-1:]
+        return np.asarray(np.linalg.eigvalsh((a @ a.T) * (states.hidden @ states.hidden.T) / len(p))[-1:], np.float64)
     raise _unknown(space)
 
 
@@ -131,7 +131,7 @@ def output_terms(space: str, jet: Jet, targets: Targets, *, lowest: bool = True)
 def _logit_vector(p: FloatArray, value: FloatArray) -> FloatArray:
     """Unit eigenvectors uᵢ ∝ pᵢ/(λ − pᵢ) of diag p − ppᵀ; where p₁ is tied, (e₁ − e₂)/√2."""
     gap = value[:, None] - p
-    tied = (np.abs(gap) <= 1e-15 * value[:, None]).any(axis=1)
+    tied = np.asarray((np.abs(gap) <= 1e-15 * value[:, None]).any(axis=1))
     vector = np.divide(p, gap, out=np.zeros_like(p), where=~tied[:, None])
     if bool(tied.any()):
         two = np.argsort(-p[tied], axis=1, kind="stable")[:, :2]
@@ -141,7 +141,7 @@ def _logit_vector(p: FloatArray, value: FloatArray) -> FloatArray:
         if two.shape[1] > 1:
             vector[rows, two[:, 1]] = -1.0
     norm = np.linalg.norm(vector, axis=1, keepdims=True)
-    return np.divide(vector, norm, out=np.zeros_like(vector), where=norm > 0)
+    return np.asarray(np.divide(vector, norm, out=np.zeros_like(vector), where=norm > 0))
 
 
 def _head_terms(jet: Jet, p: tuple[FloatArray, FloatArray, FloatArray], targets: Targets) -> Terms:

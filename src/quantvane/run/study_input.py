@@ -18,7 +18,7 @@ from quantvane.run.finish import token_path
 from quantvane.store.atomic import read_json
 from quantvane.store.outcomes import outcome_rows
 from quantvane.store.study import is_study, read_study, write_study
-from quantvane.store.tokens import columns_of
+from quantvane.store.tokens import TokenColumns
 from quantvane.study.cohort import Cohort, Displacement
 from quantvane.study.variants import VARIANTS, variant_value
 
@@ -174,9 +174,9 @@ def _token_extras(place: Path, name: str) -> dict[int, dict[str, float]]:
     path = token_path(place, name)
     if not path.exists():
         return {}
-    columns = columns_of(path, ["corpus", "nll_ref", "nll_cand"])
-    moved = np.abs(columns["nll_cand"] - columns["nll_ref"])
-    return {int(c): {"abs_dnll": float(moved[columns["corpus"] == c].mean())} for c in np.unique(columns["corpus"])}
+    columns = TokenColumns(path)
+    moved, corpus = np.abs(columns["nll_cand"] - columns["nll_ref"]), columns["corpus"]
+    return {int(c): {"abs_dnll": float(moved[corpus == c].mean())} for c in np.unique(corpus)}
 
 
 def _outcomes(runs: Sequence[tuple[Path, Mapping[str, Any]]], names: Sequence[str]) -> dict[str, Any]:
@@ -274,7 +274,7 @@ def export_input(found: StudyInput, path: Path) -> None:
         ],
         **found.document,
     }
-    tables = {
+    tables: dict[str, Mapping[str, Any]] = {
         "displacement": displacement,
         "items": {"task": cohort.task, "correct": cohort.ref_correct, "evidence": cohort.ref_evidence},
         "outcomes": {
