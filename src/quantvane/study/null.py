@@ -1,17 +1,18 @@
 """What the zone would show if nothing but its narrowness and the benchmark's noise were at work.
 
 **Range-restriction null.** The relation of the whole cohort is taken to hold in the zone: Δ_c = −a·x_c^b·(1 + τ·ε_c),
-ε standard normal, x the metric. a and b are fitted to all candidates by least squares, weighted with
-1/(v_c + τ²f_c²), v_c the sampling variance of Δ_c and f the fit; b on a grid, τ such that the weighted squares sum to
-C − 2. To a Δ drawn so the benchmark's own noise is added, as items drawn again give it (paired over candidates). The
-rule then chooses a zone of the drawn scores. The law of ρ inside it, its quantiles, and the p-value of a ρ as
-weak as the observed one or weaker follow.
+ε standard normal, x the metric. a and b are fitted to all candidates by least squares (b on a grid), so the
+candidates far off, where the relation shows, decide; τ² = max(0, Σ[(Δ − f)² − v]/Σ f²), v the sampling variance
+of Δ, f the fit. Each draw takes the fit to another resample of the candidates, so that the fit's own uncertainty is in
+the law. To a Δ drawn so the benchmark's own noise is added, as items drawn again give it (paired over
+candidates). The rule then chooses a zone of the drawn scores. The law of ρ inside it, its quantiles, and the p-value of
+a ρ as weak as the observed one or weaker follow.
 
 **Noise ceiling.** r: correlation of the scores on two halves of the items, over the zone's candidates, mean over
 splits. Reliability by Spearman and Brown: 2r/(1 + r). No metric's |ρ| can exceed √reliability in expectation.
 
 Sources: Thorndike, Personnel Selection (1949), ch. 6 (restriction of range); Spearman (1910), Brown (1910), Br. J.
-Psychol. 3, 271–322 (reliability); Paule & Mandel (1982), J. Res. NBS 87, 377–385 (the scatter beyond noise).
+Psychol. 3, 271–322 (reliability).
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import optimize
 
 from quantvane.stats.correlation import MINIMUM, Draws, Method, correlate_rows, resampled
 from quantvane.study.cohort import Bools, Cohort
@@ -52,38 +52,25 @@ def fit_relation(x: FloatArray, delta: FloatArray, variance: FloatArray) -> Rela
     if used.sum() < MINIMUM:
         return Relation(math.nan, math.nan, math.nan, f"only {int(used.sum())} candidates to fit the relation to")
     x, delta, variance = x[used], delta[used], variance[used]
-    positive = variance[variance > 0]
-    if not len(positive):
+    if not (delta != 0).any():
         return Relation(math.nan, math.nan, math.nan, "no candidate's score differs from the reference's")
-    noise = np.maximum(variance, positive.min())  # a candidate that flipped nothing is not known exactly
-    scatter, best = 0.0, (math.inf, 0.0, 1.0)
-    fit = np.zeros_like(x)
-    for _ in range(20):
-        weight = 1 / (noise + scatter**2 * fit**2)
-        best = min(_at_power(x, delta, weight, power) for power in np.linspace(0.1, 3, 59))
-        fit = best[1] * x ** best[2]
-        before, scatter = scatter, _scatter(delta, fit, noise)
-        if abs(scatter - before) <= 1e-3 * max(scatter, 1e-9):
-            break
-    return Relation(-best[1], best[2], scatter)
+    powers = np.linspace(0.1, 3, 59)
+    shapes = x ** powers[:, None]
+    slopes = (shapes @ delta) / (shapes**2).sum(axis=1)
+    best = int(((delta - slopes[:, None] * shapes) ** 2).sum(axis=1).argmin())
+    slope, power = float(slopes[best]), float(powers[best])
+    fit = slope * x**power
+    scatter = math.sqrt(max(0.0, float(((delta - fit) ** 2 - variance).sum() / (fit**2).sum())))
+    return Relation(-slope, power, scatter)
 
 
-def _at_power(x: FloatArray, delta: FloatArray, weight: FloatArray, power: float) -> tuple[float, float, float]:
-    shape = x**power
-    scale = float((weight * shape * delta).sum() / (weight * shape**2).sum())
-    return float((weight * (delta - scale * shape) ** 2).sum()), scale, float(power)
+_REFITS = 100
 
 
-def _scatter(delta: FloatArray, fit: FloatArray, noise: FloatArray) -> float:
-    def over(square: float) -> float:
-        return float(((delta - fit) ** 2 / (noise + square * fit**2)).sum()) - (len(delta) - 2)
-
-    if over(0.0) <= 0 or not (fit != 0).any():
-        return 0.0
-    top = 1.0
-    while over(top) > 0 and top < 1e6:
-        top *= 4
-    return math.sqrt(optimize.brentq(over, 0.0, top)) if over(top) < 0 else math.sqrt(top)
+def _refits(x: FloatArray, delta: FloatArray, variance: FloatArray, rng: np.random.Generator) -> list[Relation]:
+    drawn = rng.integers(0, len(x), (_REFITS, len(x)))
+    fits = (fit_relation(x[row], delta[row], variance[row]) for row in drawn)
+    return [fit for fit in fits if not fit.reason]
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,11 +113,12 @@ def range_null(
     seen = float(correlate_rows(x[inside], judged.scores[inside], method)) if inside.sum() >= MINIMUM else math.nan
     if math.isnan(seen):
         return nothing("no correlation was observed in the zone")
-    base = relation.at(np.maximum(x, 0.0))
+    fits = _refits(x, delta, judged.error**2, rng) or [relation]
     draws, sizes = [], []
-    for ref, scores in zip(boot.ref, boot.candidates, strict=True):
+    for at, (ref, scores) in enumerate(zip(boot.ref, boot.candidates, strict=True)):
         noise = (scores - ref) - delta
-        drawn = base * (1 + relation.scatter * rng.standard_normal(len(x))) + noise
+        fit = fits[at % len(fits)]
+        drawn = fit.at(np.maximum(x, 0.0)) * (1 + fit.scatter * rng.standard_normal(len(x))) + noise
         mine = Judged(float(ref), ref + drawn, judged.error)
         chosen = zone_members(rule, mine, x) & np.isfinite(x)
         sizes.append(int(chosen.sum()))
@@ -187,10 +175,9 @@ def noise_ceiling(
     if math.isnan(halves):
         return nothing("the score is the same for all candidates")
     # The mean over splits needs few of them in each resample.
-    again = np.nanmean(
-        [resampled(a, b, draws.drawn(count), method) for a, b in zip(one[:20], other[:20], strict=True)], axis=0
-    )
-    ends = np.quantile([_ceiling(r) for r in again if math.isfinite(r)], [0.025, 0.975])
+    few = [resampled(a, b, draws.drawn(count), method) for a, b in zip(one[:20], other[:20], strict=True)]
+    again = [_ceiling(r) for r in map(_mean, np.array(few).T) if math.isfinite(r)]
+    ends = np.quantile(again, [0.025, 0.975]) if again else (math.nan, math.nan)
     reliability = 2 * halves / (1 + halves) if halves > -1 else -math.inf
     reason = "" if halves > 0 else "the halves' scores do not agree: the benchmark tells nobody in the zone apart"
     return Ceiling(_ceiling(halves), float(ends[0]), float(ends[1]), halves, reliability, count, reason)
