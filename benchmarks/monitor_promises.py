@@ -34,8 +34,14 @@ from quantvane.run.calibrate_work import fingerprint_of
 from quantvane.run.trajectories import Sampling, generate_group, prompts_of_text, random_prompts
 from quantvane.spec import ModelSpec
 from quantvane.store.atomic import write_json
+from quantvane.store.journal import Journal
 from quantvane.store.manifest import package_versions
-from quantvane.store.trajectories import read_trajectories, write_trajectories
+from quantvane.store.trajectories import (
+    journal_trajectories,
+    read_trajectories,
+    trajectory_batch,
+    write_trajectories,
+)
 from quantvane.types import FloatArray
 
 PROMPT, HORIZON, SLOTS = 24, 64, 16
@@ -72,7 +78,6 @@ def conditions(args: Any) -> dict[str, tuple[str, int, int, Callable[[Any, int, 
     return {
         "calibration": ("Q8_0", args.calibration, 0, books),
         "fresh": ("Q8_0", args.fresh, 1, books),
-        "Q6_K swapped in": ("Q6_K", args.shifted, 2, books),
         "Q4_K_M swapped in": ("Q4_K_M", args.shifted, 3, books),
         "Q2_K swapped in": ("Q2_K", args.shifted, 4, books),
         "prompts: encyclopedia": ("Q8_0", args.shifted, 5, text(args.wiki)),
@@ -94,14 +99,19 @@ def record(args: Any) -> tuple[dict[str, FloatArray], Fingerprint]:
             tokens = prompts(engine, count, seed)
             decoder = open_decoder(engine, max(map(len, tokens)) + HORIZON, SLOTS)
             begun = time.monotonic()
-            rows: list[FloatArray] = []
-            for at in range(0, count, SLOTS):
-                rows += generate_group(decoder, tokens[at : at + SLOTS], at, sampling)
+            journal_path = path.with_suffix(".journal")
+            rows, _ = journal_trajectories(journal_path)
+            with Journal(journal_path) as journal:
+                for at in range(len(rows), count, SLOTS):
+                    unit = generate_group(decoder, tokens[at : at + SLOTS], at, sampling)
+                    journal.append([trajectory_batch(unit, at)])
+                    rows += unit
             decoder.close()
             mark = fingerprint_of(engine, sampling)
             engine.close()
             about = {"fingerprint": {f: getattr(mark, f) for f in mark.__slots__}, "condition": name}
             write_trajectories(path, rows, about)
+            journal_path.unlink()
             print(f"{name}: {count} trajectories in {time.monotonic() - begun:.0f} s", flush=True)
         rows, about = read_trajectories(path)
         found[name] = stack(rows, HORIZON)
@@ -295,7 +305,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=Path, required=True, help=words)
     parser.add_argument("--calibration", type=int, default=2000)
     parser.add_argument("--fresh", type=int, default=1000)
-    parser.add_argument("--shifted", type=int, default=400)
+    parser.add_argument("--shifted", type=int, default=200)
     parser.add_argument("--resamples", type=int, default=500)
     parser.add_argument("--fleets", type=int, default=500)
     parser.add_argument("--record-only", action="store_true")

@@ -23,6 +23,7 @@ import socket
 import statistics
 import sys
 import time
+import urllib.request
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -148,6 +149,9 @@ class Reader(asyncio.Protocol):
             elif b"[DONE]" in event and not self.done.done():
                 self.done.set_result(None)
                 self.transport.close()
+            elif b'"error"' in event and not self.done.done():
+                self.done.set_exception(ConnectionError(event.decode()))
+                self.transport.close()
 
     def connection_lost(self, problem: Exception | None) -> None:
         if not self.done.done():
@@ -161,18 +165,14 @@ async def one(port: int, tokens: int, pause: float, phase: float, asked: bool, a
         body |= {"logprobs": True, "top_logprobs": K}
     data = json.dumps(body).encode()
     head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(data)
-    _, reader = await asyncio.get_running_loop().create_connection(
-        lambda: Reader(head + data, ages), "127.0.0.1", port
-    )
+    _, reader = await asyncio.get_running_loop().create_connection(lambda: Reader(head + data, ages), "127.0.0.1", port)
     await reader.done
 
 
 async def together(port: int, streams: int, tokens: int, pause: float, *, asked: bool = False) -> list[int]:
     """Ages of all chunks, in nanoseconds, of streams that run side by side."""
     ages: list[int] = []
-    await asyncio.gather(
-        *(one(port, tokens, pause, 0.2 + pause * i / streams, asked, ages) for i in range(streams))
-    )
+    await asyncio.gather(*(one(port, tokens, pause, 0.2 + pause * i / streams, asked, ages) for i in range(streams)))
     return ages
 
 
@@ -249,6 +249,7 @@ def measure(args: argparse.Namespace, direct: int, through: int, pid: int) -> di
         _run(one_after_another(through, tenth, 16, args.streams))
         memory.append({"streams": (i + 1) * tenth, "mb": round(resident(pid), 1)})
         print(f"{memory[-1]}", file=sys.stderr)
+    faults = _faults(through)
     a, b = quantiles(straight), quantiles(ages)
     return {
         "what": "added latency and processor time of quantvane watch",
@@ -256,10 +257,19 @@ def measure(args: argparse.Namespace, direct: int, through: int, pid: int) -> di
         "chunks_a_second": round(tokens / seconds), "straight_ms": a, "through_ms": b,
         "added_ms": {name: round(b[name] - a[name], 3) for name in b},
         "cpu_ms_a_token": round(spent / tokens * 1000, 4), "cpu_ms_a_token_flood": round(flood * 1000, 4),
-        "memory": memory, "cores": len(os.sched_getaffinity(0)), "load_before": os.getloadavg()[0],
+        "memory": memory, "faults": faults, "cores": len(os.sched_getaffinity(0)), "load_before": os.getloadavg()[0],
         "python": platform.python_version(), "machine": platform.machine(), "cpu": _cpu(),
         "versions": {n: _version(n) for n in ("uvicorn", "starlette", "aiohttp", "uvloop", "httptools", "orjson")},
     }  # fmt: skip
+
+
+def _faults(port: int) -> dict[str, float]:
+    """What the proxy counted as gone wrong; the readers close as soon as they have all, which may count as leaving."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer:
+        lines = [
+            x.rpartition(" ") for x in answer.read().decode().splitlines() if x.startswith("quantvane_faults_total")
+        ]
+    return {name.partition('"')[2].rstrip('"}'): float(value) for name, _, value in lines if float(value)}
 
 
 def _version(name: str) -> str:

@@ -131,7 +131,7 @@ class Desk:
     def close(self, watch: Watch, choice: Choice, verdict: Verdict, outcome: str) -> None:
         """A finished stream: counted, told, and taken into the fleet."""
         summary = verdict.summary
-        self.count_tokens(choice)
+        self.count_tokens(watch, choice)
         self.metrics.active.dec()
         self.totals["streams"] += 1
         self.totals["alarmed"] += verdict.label == "ALARM"
@@ -169,10 +169,10 @@ class Desk:
                 }  # fmt: skip
                 self.sinks.take(event)
 
-    def count_tokens(self, choice: Choice) -> None:
+    def count_tokens(self, watch: Watch, choice: Choice) -> None:
         """Move a choice's counts to the metrics."""
         for label, count in choice.counts.items():
-            self.metrics.tokens.labels("INVALID" if self.reason else label).inc(count)
+            self.metrics.tokens.labels("INVALID" if watch.reason else label).inc(count)
             self.totals["tokens"] += count
         choice.counts.clear()
 
@@ -180,7 +180,7 @@ class Desk:
         """Move every running stream's counts to the metrics."""
         for watch in self.watches.values():
             for choice in watch.choices.values():
-                self.count_tokens(choice)
+                self.count_tokens(watch, choice)
 
     def _shown(self, watch: Watch, choice: Choice, verdict: Verdict, outcome: str) -> dict[str, Any]:
         return {

@@ -33,6 +33,8 @@ class _Capped(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
         super().connection_lost(exc)
+        # After a reset uvicorn leaves its keep-alive timer running, which holds all of the connection for a minute.
+        self._unset_keepalive_if_required()
 
     def data_received(self, data: bytes) -> None:
         if self._in_head:

@@ -42,10 +42,12 @@ class EventSplitter:
             return [data]
         before = len(self._rest)
         self._rest += data
-        out, start = [], 0
-        for match in _END.finditer(self._rest, max(0, before - 3)):
-            out.append(bytes(self._rest[start : match.end()]))
-            start = match.end()
+        out, start, at = [], 0, max(0, before - 3)
+        # Not finditer: while such an iterator lives, the buffer cannot be cut.
+        while (match := _END.search(self._rest, at)) is not None:
+            at = match.end()
+            out.append(bytes(self._rest[start:at]))
+            start = at
         if start:
             del self._rest[:start]
         return out
