@@ -229,28 +229,25 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("."))
     options = parser.parse_args()
     known_of = pairs(options.known_of)
-    with tempfile.TemporaryDirectory() as place:
+    place = options.out / "fisher_departure.json"
+    settings = {key: getattr(options, key) for key in ("ctx", "chunks", "steps", "resamples")}
+    held = json.loads(place.read_text()) if place.exists() else {}
+    # a model measured before under the same settings is not measured again
+    models = held.get("models", {}) if {key: held.get(key) for key in settings} == settings else {}
+    options.out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
         code = Path(options.code)
         if code.is_dir():  # as text, one file after another
-            joined = Path(place) / "code.txt"
+            joined = Path(folder) / "code.txt"
             joined.write_text("\n".join(f.read_text("utf-8") for f in sorted(code.glob("*.py"))[:40]), "utf-8")
             code = joined
         texts = {"other text": options.other, "code": str(code)}
-        models = {
-            name: study(spec, known_of.get(name, options.known), texts, options)
-            for name, spec in pairs(options.model).items()
-        }
-    document = {
-        "context": options.ctx,
-        "chunks": options.chunks,
-        "steps": options.steps,
-        "resamples": options.resamples,
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "models": models,
-    }
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "fisher_departure.json").write_text(json.dumps(document, indent=1) + "\n")
+        for name, spec in pairs(options.model).items():
+            if name not in models:
+                models[name] = study(spec, known_of.get(name, options.known), texts, options)
+                document = {**settings, "python": platform.python_version(), "numpy": np.__version__, "models": models}
+                place.write_text(json.dumps(document, indent=1) + "\n")
+    document = json.loads(place.read_text())
     from quantvane.report.render import png, spec_text, svg
 
     drawing = svg(spec_text(chart(document)))

@@ -44,7 +44,7 @@ class OutputMap:
     def logits(self, hidden: npt.NDArray[np.floating], start: int = 0, stop: int | None = None) -> FloatArray:
         """(N, d) → (N, stop − start) float64: the logits of some vocabulary entries."""
         weight = self.weight[start:stop]
-        out = (hidden.astype(weight.dtype, copy=False) @ weight.T).astype(np.float64)
+        out: FloatArray = (hidden.astype(weight.dtype, copy=False) @ weight.T).astype(np.float64)
         if self.bias is not None:
             out += self.bias[start:stop]
         if self.scale != 1.0:
