@@ -109,7 +109,7 @@ def ranks(values: FloatArray) -> FloatArray:
     # For short rows counting who lies below is several times faster than sorting.
     below = (values[..., :, None] > values[..., None, :]).sum(axis=-1)
     ties = (values[..., :, None] == values[..., None, :]).sum(axis=-1)
-    return below + (ties + 1) / 2
+    return np.asarray(below + (ties + 1) / 2)
 
 
 def _embed(values: FloatArray, method: Method) -> FloatArray:
@@ -128,7 +128,7 @@ def _embed(values: FloatArray, method: Method) -> FloatArray:
 def _cosine(a: FloatArray, b: FloatArray) -> FloatArray:
     with np.errstate(divide="ignore", invalid="ignore"):
         out = (a * b).sum(axis=-1) / np.sqrt((a * a).sum(axis=-1) * (b * b).sum(axis=-1))
-    return np.clip(out, -1.0, 1.0)
+    return np.asarray(np.clip(out, -1.0, 1.0))
 
 
 def correlate_rows(x: FloatArray, y: FloatArray, method: Method = "spearman") -> FloatArray:
@@ -180,7 +180,7 @@ def resampled(x: FloatArray, y: FloatArray, drawn: npt.NDArray[np.int64], method
     a, b = centred
     products = [(counts * u * v).sum(axis=1) for u, v in ((a, b), (a, a), (b, b))]
     spread = np.sqrt(np.where(np.minimum(products[1], products[2]) > 1e-9, products[1] * products[2], math.nan))
-    return np.clip(products[0] / spread, -1.0, 1.0)
+    return np.asarray(np.clip(products[0] / spread, -1.0, 1.0))
 
 
 def correlation_interval(value: float, n: int, method: Method = "spearman", level: float = 0.95) -> tuple[float, float]:

@@ -192,5 +192,6 @@ def scores(cohort: Cohort, composite: str = "groups") -> tuple[Score, ...]:
     names = [*(cohort.groups if len(cohort.groups) > 1 else ()), *cohort.tasks]
     for name in dict.fromkeys(names):
         mine = _named(cohort, name)
-        out.append(Score(name, mine / mine.sum() if mine.any() else mine * 0.0, "" if mine.any() else "no outcomes"))
+        weights = np.asarray(mine / max(mine.sum(), 1), dtype=np.float64)  # all 0 where there are no outcomes
+        out.append(Score(name, weights, "" if mine.any() else "no outcomes"))
     return tuple(out)
