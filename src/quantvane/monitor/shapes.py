@@ -80,7 +80,7 @@ def _of_entry(entry: object, k: int) -> Observation | None:
         top = entry["top_logprobs"]  # type: ignore[index]
         values = [e["logprob"] for e in top]
         keys: list[Hashable] = [e["token"] for e in top]
-        if any("\ufffd" in key or not key for key in keys):  # type: ignore[operator]
+        if "\ufffd" in "".join(keys) or "" in keys:  # type: ignore[arg-type]
             keys = [_key(e) for e in top]
         chosen = entry["logprob"]  # type: ignore[index]
         return _observation(keys, values, _key(entry), chosen, k)  # type: ignore[arg-type]

@@ -16,6 +16,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Mount, Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from quantvane.errors import ProtocolMismatchError
 from quantvane.monitor.calibration import Calibration
@@ -138,7 +139,20 @@ class Watcher:
             await self.sinks.close()
 
 
-def build_app(watcher: Watcher) -> Starlette:
+class _App:
+    """Own pages through Starlette, the rest straight to the proxy: a chunk passes no layer that it does not need."""
+
+    def __init__(self, pages: Starlette, proxy: Proxy) -> None:
+        self._pages, self._proxy = pages, proxy
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan" or scope.get("path", "").startswith(("/metrics", "/quantvane")):
+            await self._pages(scope, receive, send)
+        else:
+            await self._proxy(scope, receive, send)
+
+
+def build_app(watcher: Watcher) -> ASGIApp:
     """The ASGI application of a watcher.
 
     ``/metrics``, ``/quantvane/`` (page), ``/quantvane/state`` (its JSON); everything else goes to the upstream.
@@ -186,4 +200,4 @@ def build_app(watcher: Watcher) -> Starlette:
         own("/metrics", metrics), own("/quantvane/", page), own("/quantvane/state", state),
         Route("/quantvane", home), Route("/quantvane/health", health), Mount("/", app=watcher.proxy),
     ]  # fmt: skip
-    return Starlette(routes=routes, lifespan=watcher.lifespan)
+    return _App(Starlette(routes=routes, lifespan=watcher.lifespan), watcher.proxy)
