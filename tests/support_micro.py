@@ -6,19 +6,17 @@ from typing import Any
 
 import numpy as np
 
-VOCAB, WIDTH = 40, 8
 
-
-def micro_llama(seed: int = 0, *, tie: bool = False) -> Any:
-    """Random LlamaForCausalLM: V = 40, d = 8, two layers, weights large enough for peaked outputs."""
+def micro_llama(seed: int = 0, *, tie: bool = False, vocabulary: int = 40, width: int = 8, layers: int = 2) -> Any:
+    """Random LlamaForCausalLM with weights large enough for peaked outputs."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
-        vocab_size=VOCAB,
-        hidden_size=WIDTH,
-        intermediate_size=12,
-        num_hidden_layers=2,
+        vocab_size=vocabulary,
+        hidden_size=width,
+        intermediate_size=width + 4,
+        num_hidden_layers=layers,
         num_attention_heads=2,
         num_key_value_heads=1,
         max_position_embeddings=32,

@@ -21,6 +21,7 @@ from support_micro import micro_direction, micro_llama
 IDS = np.random.default_rng(0).integers(0, 40, 12)
 ROWS = np.arange(6, 11)
 TARGETS = IDS[7:12]
+FEW, NEXT = IDS % 12, TARGETS % 12  # for the smaller model
 STEP = 0.02
 
 
@@ -79,31 +80,38 @@ def test_weyl(space: str, states: dict[float, States]) -> None:
     assert after >= before + mean - 1e-12
 
 
+@pytest.fixture(scope="module", params=[False, True], ids=["own head", "tied head"])
+def small(request: pytest.FixtureRequest) -> WeightLine:
+    """Some 200 parameters, so that P × P matrices are quick."""
+    model = micro_llama(tie=request.param, vocabulary=12, width=4, layers=1)
+    return WeightLine(model, micro_direction(model))
+
+
 def dense_rows(line: WeightLine, t: float) -> np.ndarray:
-    return line.gradients(IDS, ROWS, TARGETS, t).numpy()
+    return line.gradients(FEW, ROWS, NEXT, t).numpy()
 
 
-def test_gradients_against_finite_differences(line: WeightLine) -> None:
-    g = dense_rows(line, 0.0)
-    flat = np.concatenate([d.ravel() for d in micro_direction(line._model).values()])
+def test_gradients_against_finite_differences(small: WeightLine) -> None:
+    g = dense_rows(small, 0.0)
+    flat = np.concatenate([d.ravel() for d in micro_direction(small._model).values()])
 
     def loss(t: float) -> np.ndarray:
-        z = line.states(IDS, ROWS, t).logits()
-        return np.log(np.exp(z).sum(1)) - z[np.arange(len(z)), TARGETS]
+        z = small.states(FEW, ROWS, t).logits()
+        return np.log(np.exp(z).sum(1)) - z[np.arange(len(z)), NEXT]
 
     np.testing.assert_allclose(g @ flat, derivatives(loss, STEP)[0], atol=1e-7)
 
 
-def test_parameter_space_terms(line: WeightLine) -> None:
-    jets = line.gradient_jets(IDS, ROWS, TARGETS, 1e-3)
+def test_parameter_space_terms(small: WeightLine) -> None:
+    jets = small.gradient_jets(FEW, ROWS, NEXT, 1e-3)
     gram = inner_products(*jets)
-    rows = {k: dense_rows(line, k * STEP) for k in range(-3, 4)}
+    rows = {k: dense_rows(small, k * STEP) for k in range(-3, 4)}
 
     def dense(t: float) -> np.ndarray:
         g = rows[round(t / STEP)]
         return g.T @ g / len(g)
 
-    window, tokens = gram_terms(gram, line.size), token_gram_terms(gram, line.size)
+    window, tokens = gram_terms(gram, small.size), token_gram_terms(gram, small.size)
     first, second = derivatives(lambda t: np.linalg.eigvalsh(dense(t))[-1], STEP)
     assert window.value == pytest.approx(np.linalg.eigvalsh(dense(0.0))[-1], rel=1e-10)
     assert (window.slope, window.curvature) == (pytest.approx(first, rel=1e-3), pytest.approx(second, rel=1e-2))
@@ -113,24 +121,21 @@ def test_parameter_space_terms(line: WeightLine) -> None:
     move, bend = derivatives(dense, STEP)
     assert window.lowest_first == pytest.approx(np.linalg.eigvalsh(move)[0], rel=1e-3)
     assert window.lowest_second == pytest.approx(np.linalg.eigvalsh(bend)[0] / 2, rel=1e-2)
-    moved = line.gradients(IDS, ROWS, TARGETS, 1.0)
+    moved = small.gradients(FEW, ROWS, NEXT, 1.0)
     g = moved.numpy()
-    low = weyl_gram(inner_products(moved, jets[0]), line.size)
+    low = weyl_gram(inner_products(moved, jets[0]), small.size)
     assert low == pytest.approx(np.linalg.eigvalsh(g.T @ g / len(g) - dense(0.0))[0], rel=1e-8)
 
 
-def test_gauss_newton_terms() -> None:
+def test_gauss_newton_terms(small: WeightLine) -> None:
     """F(t) given as products only, F' and F'' by differences of them."""
     pytest.importorskip("curvlinops")
     import torch
 
     from quantvane.fisher.params_operator import gauss_newton
 
-    model = micro_llama()
-    line = WeightLine(model, micro_direction(model, size=0.02))
-
     def dense(t: float) -> np.ndarray:
-        scored = line.scored(IDS, ROWS, TARGETS, t)
+        scored = small.scored(FEW, ROWS, NEXT, t)
         leaves = {k: v.clone().requires_grad_() for k, v in scored.params.items()}
         with torch.enable_grad():
             z = scored.logits(leaves)
@@ -141,12 +146,12 @@ def test_gauss_newton_terms() -> None:
         return gauss_newton_matrix(torch.stack(flat).reshape(*z.shape, -1).numpy(), z.detach().numpy())
 
     held = {k: dense(k * STEP) for k in range(-3, 4)}
-    product = gauss_newton(line.scored(IDS, ROWS, TARGETS, 0.0))
-    probe = np.random.default_rng(0).normal(size=line.size)
+    product = gauss_newton(small.scored(FEW, ROWS, NEXT, 0.0))
+    probe = np.random.default_rng(0).normal(size=small.size)
     np.testing.assert_allclose(product(probe), held[0] @ probe, atol=1e-8)
 
-    small = {k: dense(k * 1e-3) for k in (-1, 0, 1)}
-    terms = operator_terms(lambda t: lambda v: v @ small[round(t / 1e-3)], line.size, 1e-3, steps=60)
+    near = {k: dense(k * 1e-3) for k in (-1, 0, 1)}
+    terms = operator_terms(lambda t: lambda v: v @ near[round(t / 1e-3)], small.size, 1e-3, steps=60)
     first, second = derivatives(lambda t: np.linalg.eigvalsh(held[round(t / STEP)])[-1], STEP)
     assert terms.value == pytest.approx(np.linalg.eigvalsh(held[0])[-1], rel=1e-8)
     assert terms.slope == pytest.approx(first, rel=1e-3)

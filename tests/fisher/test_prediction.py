@@ -87,7 +87,7 @@ def test_agreement() -> None:
     assert found.windows == 5
     assert found.bias == pytest.approx(-0.1)
     assert found.coverage.value == 1.0
-    assert found.rank.value == 1.0
+    assert found.rank.value == pytest.approx(1.0)
     assert "exactly" in found.rank.reason
     assert 0 < found.skill < 1
     assert agreement(made, np.full(6, 9.0)).coverage.value == 0.0
