@@ -13,7 +13,7 @@ $(VENV)/.base: pyproject.toml constraints.txt
 
 $(VENV)/.dev: $(VENV)/.base
 	$(BIN)/pip install --quiet -c constraints.txt torch
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[hf,dev]'
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[hf,fisher,monitor,dev]'
 	touch $@
 
 demo: $(VENV)/.base
