@@ -17,7 +17,9 @@ def _entry(token: str, values: list[tuple[str, float]], chosen: float | None = N
 LIST = [(" a", -0.5), (" b", -1.5), (" c", -3.0)]
 LLAMA_SERVER = {"content": [{
     "id": 264, "token": " a", "bytes": [32, 97], "logprob": -0.5,
-    "top_logprobs": [{"id": 264 + i, "token": t, "bytes": list(t.encode()), "logprob": v} for i, (t, v) in enumerate(LIST)],
+    "top_logprobs": [
+        {"id": 264 + i, "token": t, "bytes": list(t.encode()), "logprob": v} for i, (t, v) in enumerate(LIST)
+    ],
 }]}  # fmt: skip
 LLAMA_CPP_PYTHON_CHAT = {"content": [_entry(" a", LIST)], "refusal": None}
 LLAMA_CPP_PYTHON_TEXT = {"tokens": [" a"], "text_offset": [5], "token_logprobs": [-0.5], "top_logprobs": [dict(LIST)]}

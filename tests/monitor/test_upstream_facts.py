@@ -23,7 +23,10 @@ PAGES = {
         "/v1/models": {"data": [{"id": "org/model", "owned_by": "sglang"}]},
         "/get_model_info": {"model_path": "org/model"},
     },
-    "ollama": {"/v1/models": {"data": [{"id": "x:8b-q4_K_M", "owned_by": "library"}]}, "/api/version": {"version": "0.40"}},
+    "ollama": {
+        "/v1/models": {"data": [{"id": "x:8b-q4_K_M", "owned_by": "library"}]},
+        "/api/version": {"version": "0.40"},
+    },
     "": {"/v1/models": None},
 }  # fmt: skip
 
@@ -76,7 +79,8 @@ def test_a_calibration_that_fits():
         (FITS, {"k": 5}, "top_k differ"),
         (Facts("llama-server", ("m-Q2_K.gguf",), stage="raw"), {"engine": "llamacpp", "model": "m-Q2_K.gguf",
          "quantization": "Q8_0"}, "quantization differ"),
-        (Facts("llama-server", ("m",), stage="raw"), {"engine": "llamacpp", "model": "m", "stage": "sampled"}, "stage differ"),
+        (Facts("llama-server", ("m",), stage="raw"), {"engine": "llamacpp", "model": "m", "stage": "sampled"},
+         "stage differ"),
         (Facts("llama-server", ("m",)), {"engine": "llamacpp", "model": "a" * 64, "digest": "b" * 64}, "model differ"),
     ],
 )  # fmt: skip
