@@ -213,6 +213,18 @@ def detection(data: dict[str, FloatArray], mark: Fingerprint, smoothing: float) 
     return out
 
 
+def stream_means(data: dict[str, FloatArray], mark: Fingerprint) -> dict[str, Any]:
+    """Mean and standard deviation over streams of each stream's mean ln σ, entropy, KL and NLL."""
+    cal = fit(data["calibration"], mark, Settings(ALPHA))
+    return {
+        condition: {
+            name: {"mean": float(x.mean()), "error": float(x.std(ddof=1) / np.sqrt(len(x))), "sd": float(x.std(ddof=1))}
+            for name, x in scores(rows, cal.base).items()
+        }
+        for condition, rows in data.items()
+    }
+
+
 def summary(values: dict[str, float]) -> StreamSummary:
     return StreamSummary(HORIZON, None, (), "NOMINAL", {}, values)
 
@@ -338,6 +350,7 @@ def main() -> None:
         "naive": naive(data, mark),
         "detection": detection(data, mark, 0.1),
         "detection_by_smoothing": {str(a): detection(data, mark, a)["all (default)"] for a in (0.03, 0.1, 0.3, 1.0)},
+        "stream_means": stream_means(data, mark),
         "fleet": fleet(data, mark, args.fleets),
         "engine": build_string(),
         "versions": package_versions(),

@@ -24,7 +24,8 @@ PAGES = {
         "/get_model_info": {"model_path": "org/model"},
     },
     "ollama": {
-        "/v1/models": {"data": [{"id": "x:8b-q4_K_M", "owned_by": "library"}]}, "/api/version": {"version": "0.40"},
+        "/v1/models": {"data": [{"id": "x:8b-q4_K_M", "owned_by": "library"}]},
+        "/api/version": {"version": "0.40"},
     },
     "": {"/v1/models": None},
 }  # fmt: skip

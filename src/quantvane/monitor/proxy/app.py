@@ -117,11 +117,13 @@ class Watcher:
 
     async def keep_checking(self) -> None:
         """Check again and again: soon while the upstream is not known, then now and then."""
-        pause = 1.0
+        pause = 0.5
         while True:
-            await asyncio.sleep(min(pause, self.settings.recheck_seconds))
-            await self.check()
             pause = min(pause * 2.0, 10.0) if self.desk.reason else self.settings.recheck_seconds
+            await asyncio.sleep(min(pause, self.settings.recheck_seconds))
+            # llama_cpp.server breaks off a running stream when any other request comes, a look at its models too.
+            if self.proxy.facts.server != "llama_cpp.server" or not self.sweeper.flows:
+                await self.check()
 
     @asynccontextmanager
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
