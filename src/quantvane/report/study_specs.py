@@ -202,7 +202,7 @@ def _variants(document: Document) -> Any | None:
     lines = list(dict.fromkeys(r["line"] for r in rows))
     columns = list(dict.fromkeys(r["column"] for r in rows))
     scale = alt.Scale(domain=[-1, -0.66, -0.33, 0, 0.33, 0.66, 1], range=list(_DIVERGING), clamp=True)
-    panels = []
+    panels: list[Any] = []
     for region in ("all candidates", "zone"):
         mine = [r for r in rows if r["region"] == region]
         y = alt.Y("line:N", sort=lines, title=None, axis=alt.Axis(ticks=False, domain=False) if not panels else None)
