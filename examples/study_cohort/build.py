@@ -25,6 +25,7 @@ import numpy as np
 from quantvane.run.bench import bench
 from quantvane.run.cohort import make_cohort, make_imatrix
 from quantvane.run.compare import compare, is_complete
+from quantvane.run.study import export_study
 
 PLAIN = (
     "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q5_1", "Q5_0", "Q4_K_M", "Q4_K_S", "Q4_1", "Q4_0", "IQ4_NL", "IQ4_XS",
@@ -100,7 +101,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="where everything is kept and continued")
     parser.add_argument("--contexts", default="128,512")
     parser.add_argument("--tokens", type=int, default=20480, help="tokens read of each corpus at each context")
-    parser.add_argument("--pairs", type=int, default=75, help="pairs of each paradigm")
+    parser.add_argument("--pairs", type=int, default=40, help="pairs of each paradigm")
     parser.add_argument("--limit", type=int, default=None, help="generation items of each task; all by default")
     parser.add_argument("--seed", type=int, default=0, help="of the sample of pairs")
     parser.add_argument("--imatrix", help="importance matrix to use instead of making one")
@@ -131,6 +132,9 @@ def main() -> None:
         progress.begin(out.name)
         if not is_complete(out) or not (out / "summary.json").exists():
             bench(args.reference, specs, tasks=[tasks], limit=limit, slots=64, out=out, on_event=progress)
+    if args.export:
+        progress.begin("export")
+        export_study(runs, args.export)
     progress.begin("done")
     print(" ".join(str(run) for run in runs))
 

@@ -274,7 +274,7 @@ def export_input(found: StudyInput, path: Path) -> None:
         ],
         **found.document,
     }
-    tables: dict[str, Mapping[str, Any]] = {
+    tables: dict[str, dict[str, Any]] = {
         "displacement": displacement,
         "items": {"task": cohort.task, "correct": cohort.ref_correct, "evidence": cohort.ref_evidence},
         "outcomes": {

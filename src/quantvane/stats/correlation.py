@@ -41,6 +41,7 @@ __all__ = [
     "correlate_rows",
     "correlation_interval",
     "permutation_p",
+    "ranks",
     "resampled",
 ]
 
@@ -109,7 +110,8 @@ def ranks(values: FloatArray) -> FloatArray:
     # For short rows counting who lies below is several times faster than sorting.
     below = (values[..., :, None] > values[..., None, :]).sum(axis=-1)
     ties = (values[..., :, None] == values[..., None, :]).sum(axis=-1)
-    return np.asarray(below + (ties + 1) / 2)
+    counted: FloatArray = below + (ties + 1) / 2
+    return counted
 
 
 def _embed(values: FloatArray, method: Method) -> FloatArray:
@@ -127,8 +129,9 @@ def _embed(values: FloatArray, method: Method) -> FloatArray:
 
 def _cosine(a: FloatArray, b: FloatArray) -> FloatArray:
     with np.errstate(divide="ignore", invalid="ignore"):
-        out = (a * b).sum(axis=-1) / np.sqrt((a * a).sum(axis=-1) * (b * b).sum(axis=-1))
-    return np.asarray(np.clip(out, -1.0, 1.0))
+        cosine = (a * b).sum(axis=-1) / np.sqrt((a * a).sum(axis=-1) * (b * b).sum(axis=-1))
+    out: FloatArray = np.clip(cosine, -1.0, 1.0)
+    return out
 
 
 def correlate_rows(x: FloatArray, y: FloatArray, method: Method = "spearman") -> FloatArray:
@@ -180,7 +183,8 @@ def resampled(x: FloatArray, y: FloatArray, drawn: npt.NDArray[np.int64], method
     a, b = centred
     products = [(counts * u * v).sum(axis=1) for u, v in ((a, b), (a, a), (b, b))]
     spread = np.sqrt(np.where(np.minimum(products[1], products[2]) > 1e-9, products[1] * products[2], math.nan))
-    return np.asarray(np.clip(products[0] / spread, -1.0, 1.0))
+    out: FloatArray = np.clip(products[0] / spread, -1.0, 1.0)
+    return out
 
 
 def correlation_interval(value: float, n: int, method: Method = "spearman", level: float = 0.95) -> tuple[float, float]:

@@ -43,7 +43,7 @@ class Cohort:
 
     Attributes:
         reference: its name. names: of the candidates. bits: (C,) bits per weight.
-        displacement: metrics on corpora. perplexity_ref: unused by the correlations, kept for the report.
+        displacement: metrics on corpora.
         tasks, groups: names. task: (N,) task of each item. group: (T,) group of each task.
         choice: (N,) whether the item is a choice between given texts (else a generated answer).
         ref_correct: (N,). correct: (C, N). kld: (C, N) mean KLD over the item's scored positions, nats.
@@ -192,6 +192,6 @@ def scores(cohort: Cohort, composite: str = "groups") -> tuple[Score, ...]:
     names = [*(cohort.groups if len(cohort.groups) > 1 else ()), *cohort.tasks]
     for name in dict.fromkeys(names):
         mine = _named(cohort, name)
-        weights = np.asarray(mine / max(mine.sum(), 1), dtype=np.float64)  # all 0 where there are no outcomes
+        weights: FloatArray = mine / max(1, int(mine.sum()))
         out.append(Score(name, weights, "" if mine.any() else "no outcomes"))
     return tuple(out)

@@ -118,7 +118,7 @@ def log_mean_ratio(values: FloatArray, failed: Bools, passed: Bools, level: floa
     share /= share.sum()
     value = float((share * (mean_f - mean_p)).sum())
     own = failed * (logs - mean_f[:, None]) / n_f[:, None] - passed * (logs - mean_p[:, None]) / n_p[:, None]
-    error, items = _influence_error(share @ own, np.asarray((failed | passed).any(0)))
+    error, items = _influence_error(share @ own, np.asarray((failed | passed).any(axis=0), bool))
     if math.isnan(error):
         return Interval(math.exp(value), reason="one item only", level=level)
     reach = _reach(items, level) * error
@@ -156,7 +156,7 @@ def auroc(values: FloatArray, positive: Bools, negative: Bools, level: float = 0
     for above, below, v_pos, v_neg in placed:
         influence[above] += len(below) * (v_pos - value) / pairs
         influence[below] += len(above) * (v_neg - value) / pairs
-    error, items = _influence_error(influence, np.asarray((positive | negative).any(0)))
+    error, items = _influence_error(influence, np.asarray((positive | negative).any(axis=0), bool))
     if not 0 < value < 1:
         return Interval(value, reason="complete separation: no interval", level=level)
     centre, spread = float(special.logit(value)), _reach(items, level) * error / (value * (1 - value))
