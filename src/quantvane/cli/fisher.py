@@ -96,11 +96,15 @@ def print_fisher(run: FisherRun, as_json: bool) -> None:
     from quantvane.report.fisher import HEADINGS, fisher_rows
 
     summary = run.summary
+    console = Console()
+    # in a narrow terminal the ratio, its share below 1 and the verdict are what fits
+    keep = range(len(HEADINGS)) if console.width >= 170 else (0, 1, 2, 5, 6)
     table = Table(title=f"λ_max against {escape(summary['reference']['name'])}, {summary['windows']} windows")
-    for heading in HEADINGS:
-        table.add_column(heading, justify="left" if heading in ("candidate", "space", "λ_max") else "right")
+    for i in keep:
+        left = HEADINGS[i] in ("candidate", "space", "λ_max")
+        table.add_column(HEADINGS[i], justify="left" if left else "right", overflow="fold")
     for row in fisher_rows(summary):
-        table.add_row(*[escape(cell) for cell in row])
-    Console().print(table)
+        table.add_row(*[escape(row[i]) for i in keep])
+    console.print(table)
     for name in ("report.html", "report.md", "summary.json", "windows", "charts"):
         click.echo(f"wrote {run.out / name}")

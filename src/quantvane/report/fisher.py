@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,7 +18,7 @@ from .numbers import number, value_text
 from .page import template_text
 from .readings import clean, read
 from .render import png, spec_text, svg, themed
-from .scales import choose_axis
+from .scales import Axis
 from .theme import FLOOR, INK, MUTED, SERIES, finish, x_axis
 from .words import pairs
 
@@ -90,55 +91,96 @@ def sentences(summary: Mapping[str, Any]) -> list[str]:
             groups.setdefault(entry["spaces"][space]["verdict"], []).append(clean(entry["name"]))
         parts = [f"{verdict}: {', '.join(names)}" for verdict, names in groups.items()]
         out.append(f"λ_max in {_space(space, fisher)} space – {'; '.join(parts)}.")
-    out.append("“rises” and “falls”: the 95% interval of σ's geometric mean lies wholly above or below 1.")
+    out.append(
+        "“rises” and “falls”: the 95% interval of σ's geometric mean lies wholly above or below 1; “undecided”: it "
+        "holds 1."
+    )
     return out
+
+
+_TICKS = (
+    0.001, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 1, 1.02, 1.05, 1.1, 1.2, 1.5, 2, 3, 5, 10,
+    20, 50, 100, 1000,
+)  # fmt: skip
+_WIDTH, _STEP = 330, 36
+
+
+def _axis(values: Sequence[float]) -> Axis:
+    """Logarithmic, as wide as the values and 1 need, with labels that do not touch."""
+    low, high = min(*values, 1.0), max(*values, 1.0)
+    room = (high / low) ** 0.05 if high > low else 1.1
+    low, high = low / room, high * room
+    axis = Axis("log", low, high)
+    kept = [1.0]
+    for tick in sorted((t for t in _TICKS if low <= t <= high), key=lambda t: abs(math.log(t))):
+        if all(abs(axis.at(tick) - axis.at(other)) * _WIDTH > 38 for other in kept):
+            kept.append(float(tick))
+    return Axis("log", low, high, tuple(sorted(kept)))
+
+
+def _sigma_panel(
+    space: str, lines: Sequence[str], entries: Sequence[Any], sigmas: Sigmas, look: tuple[str, bool]
+) -> Any:
+    """One space: dots of windows, box, line and tick; ``look`` is colour and whether names stand beside it."""
+    colour, shown = look
+    points: list[dict[str, Any]] = [
+        {"y": number_ + 0.24 * math.sin(12.9898 * (i + 1)), "sigma": value}
+        for number_, entry in enumerate(entries)
+        for i, value in enumerate(sigmas[entry["name"]][space])
+        if value is not None and math.isfinite(value) and value > 0
+    ]
+    if not points:
+        return None
+    spans = []
+    for number_, entry in enumerate(entries):
+        found = {k: read(v).value for k, v in entry["spaces"][space]["sigma"].items() if isinstance(v, Mapping)}
+        if not math.isnan(found["median"]):
+            spans.append({**found, "y": number_, "top": number_ - 0.33, "bottom": number_ + 0.33})
+    axis = _axis([point["sigma"] for point in points])
+    title = "σ = λ_max(candidate)/λ_max(reference), log scale"
+    scale = alt.Scale(domain=[len(lines) - 0.5, -0.5], nice=False)
+    expression = json.dumps(list(lines)) + "[datum.value]"
+    names = alt.Axis(values=list(range(len(lines))), labelExpr=expression, ticks=False, domain=False, grid=False,
+                     labelPadding=6)  # fmt: skip
+
+    def y(field: str) -> Any:
+        return alt.Y(f"{field}:Q", scale=scale, axis=names if shown else None, title=None)
+
+    base = alt.Chart(data(spans))
+    one = alt.Chart(data([{"one": 1.0}])).mark_rule(color=FLOOR, strokeDash=[5, 3], strokeWidth=1.6)
+    dots = alt.Chart(data(points)).mark_circle(size=18, opacity=0.6, color=colour)
+    layers = [
+        one.encode(x=x_axis("one", axis, title)),
+        dots.encode(x=x_axis("sigma", axis, title), y=y("y")),
+        base.mark_rule(color=MUTED, strokeWidth=1.2).encode(x=x_axis("p05", axis, title), x2="p95:Q", y=y("y")),
+        base.mark_rect(filled=False, stroke=INK, strokeWidth=1.2).encode(
+            x=x_axis("p25", axis, title), x2="p75:Q", y=y("top"), y2="bottom:Q"
+        ),
+        base.mark_rule(color=INK, strokeWidth=2.5).encode(x=x_axis("median", axis, title), y=y("top"), y2="bottom:Q"),
+    ]
+    fisher = entries[0]["spaces"][space]["fisher"]
+    heading = alt.TitleParams(text=_panel_title(space, fisher), anchor="start", fontSize=12)
+    return alt.layer(*layers).properties(width=_WIDTH, height=_STEP * len(lines), title=heading)
+
+
+def _panel_title(space: str, fisher: str) -> str:
+    return f"{space} space" if space in ("logit", "hidden") else f"{space} space, {fisher} Fisher"
 
 
 def sigma_chart(summary: Mapping[str, Any], sigmas: Sigmas) -> Any | None:
     """σ of every window by candidate, one panel a space; None where σ is defined nowhere."""
-    names = {entry["name"]: clean(entry["name"]) for entry in summary["candidates"]}
+    entries = summary["candidates"]
+    lines = [clean(entry["name"]) for entry in entries]
     panels: list[Any] = []
-    for number_, (space, fisher) in enumerate(summary["spaces"].items()):
-        points: list[dict[str, Any]] = [
-            {"line": names[name], "sigma": value, "spread": 0.32 * math.sin(12.9898 * (i + 1))}
-            for name in names
-            for i, value in enumerate(sigmas[name][space])
-            if value is not None and math.isfinite(value) and value > 0
-        ]
-        if not points:
-            continue
-        axis = choose_axis([p["sigma"] for p in points] + [1.0], force_log=True)
-        title = "σ = λ_max(candidate)/λ_max(reference), log scale"
-        lines = list(names.values())
-        shown = not panels
-        label = alt.Axis(ticks=False, domain=False, labelPadding=6) if shown else None
-        y = alt.Y("line:N", scale=alt.Scale(domain=lines), axis=label, title=None)
-        x = x_axis("sigma", axis, title)
-        spans = []
-        for entry in summary["candidates"]:
-            found = {k: read(v).value for k, v in entry["spaces"][space]["sigma"].items() if isinstance(v, Mapping)}
-            if not math.isnan(found["median"]):
-                spans.append({"line": names[entry["name"]], **found})
-        base = alt.Chart(data(spans))
-        offset = alt.YOffset("spread:Q", scale=alt.Scale(domain=[-1, 1]))
-        dots = alt.Chart(data(points)).mark_circle(size=16, opacity=0.5, color=SERIES[number_ % len(SERIES)])
-        one = alt.Chart(data([{"one": 1.0}])).mark_rule(color=FLOOR, strokeDash=[5, 3], strokeWidth=1.6)
-        layers = [
-            one.encode(x=x_axis("one", axis, title)),
-            dots.encode(x=x, y=y, yOffset=offset),
-            base.mark_rule(color=MUTED, strokeWidth=1.2).encode(x=x_axis("p05", axis, title), x2="p95:Q", y=y),
-            base.mark_bar(fill=None, stroke=INK, strokeWidth=1.2, height={"band": 0.5}).encode(
-                x=x_axis("p25", axis, title), x2="p75:Q", y=y
-            ),
-            base.mark_tick(color=INK, thickness=2.5, bandSize=17).encode(x=x_axis("median", axis, title), y=y),
-        ]
-        heading = alt.TitleParams(text=f"{_space(space, fisher)} space", anchor="start", fontSize=12)
-        panels.append(alt.layer(*layers).properties(width=300, height=alt.Step(34), title=heading))
+    for number_, space in enumerate(summary["spaces"]):
+        drawn = _sigma_panel(space, lines, entries, sigmas, (SERIES[number_ % len(SERIES)], len(panels) % 2 == 0))
+        if drawn is not None:
+            panels.append(drawn)
     if not panels:
         return None
     subtitle = [
         f"One dot a window: {summary['windows']} windows of the same text, read by "
-        f"{clean(summary['reference']['name'])} and by each candidate.",
+        f"{clean(summary['reference']['name'])} (the reference) and by each candidate.",
         "Box: middle half; line: 90% of windows; thick tick: median; dashed: no change. Each panel has its own axis.",
     ]
     chart = alt.concat(*panels, columns=2, spacing=26)

@@ -76,13 +76,13 @@ def space_summary(sigma: FloatArray, owners: Any, spec: FisherSpec) -> dict[str,
 
 
 def verdict(space: dict[str, Any]) -> str:
-    """What the interval of the geometric mean allows to say about λ_max."""
+    """What the interval of the geometric mean allows to say about λ_max; "undecided" where it holds 1."""
     ci = space["geomean"]["ci"]
     if space["geomean"]["value"] is None:
         return "undefined"
     if ci is None:
         return "too few windows to say"
-    return "rises" if ci[0] > 1 else "falls" if ci[1] < 1 else "no change these windows can tell"
+    return "rises" if ci[0] > 1 else "falls" if ci[1] < 1 else "undecided"
 
 
 def _rank_correlation(x: FloatArray, y: FloatArray) -> float:
