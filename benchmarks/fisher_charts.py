@@ -139,7 +139,7 @@ def prediction_chart(study: dict[str, Any]) -> Any:
     for model, part in study["models"].items():
         for bits in range(8, 1, -1):
             entry = part["candidates"].get(f"rtn:{bits}", {})
-            for space in part["options"]["spaces"] if "prediction" in entry else ():
+            for space in entry.get("prediction", ()):
                 found = entry["prediction"][space]
                 common = {"bits": bits, "space": space, "model": model}
                 rows.append(common | {"kind": "measured", "y": found["terms"]["measured"]})

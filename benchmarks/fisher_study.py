@@ -49,6 +49,7 @@ from quantvane.run.fisher_curve import (
 )
 from quantvane.spec import ModelSpec
 from quantvane.store.atomic import read_json, write_json
+from quantvane.types import Window
 
 TYPES = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K")
 BITS = (8, 7, 6, 5, 4, 3, 2)
@@ -61,9 +62,12 @@ FILES = {
 OPTIONS = {
     "stories260K": CurveOptions(windows=12, scored=16, tokens=4, points=3, probes=6),
     "babyllama": CurveOptions(windows=12, scored=16, tokens=4, points=3, probes=6),
-    "lm10m": CurveOptions(windows=6, scored=8, tokens=2, points=3, probes=4),
+    "lm10m": CurveOptions(windows=6, scored=8, tokens=2, points=3, probes=3),
 }
-GN_WINDOWS = {"stories260K": 6, "babyllama": 6, "lm10m": 3}
+GN_CANDIDATES = ("rtn:8", "rtn:4", "rtn:3", "rtn:2", "Q4_K_M", "Q2_K")
+PREDICTED = ("rtn", "Q4_K_M", "Q2_K")
+PREDICTED_SPACES = {"lm10m": ("logit", "hidden", "head")}  # gradients of every draw would take an hour there
+GN_WINDOWS = {"stories260K": 6, "babyllama": 6, "lm10m": 2}
 GN_POSITIONS = 8
 DEPARTED_WINDOWS = 24
 
@@ -127,6 +131,20 @@ class Study:
     def line(self, label: str) -> WeightLine:
         return WeightLine(self.engine.model, direction(self.own, self.weights(label)))
 
+    def check(self) -> dict[str, float]:
+        """transformers with the weights of the F16 file against llama.cpp on that file: logits of one window."""
+        sample, place = self.used[0], self.folder / FILES[self.name]
+        scored = np.zeros(len(sample.ids), bool)
+        scored[sample.rows] = True
+        window = Window(sample.ids, np.roll(sample.ids, -1), scored, 0, 0, 0)
+        peer = open_engine(ModelSpec.parse(str(place)), len(sample.ids))
+        theirs = np.concatenate([block.copy() for block in peer.logits([window])]).astype(np.float64)
+        peer.close()
+        weights = candidate_weights(f"{self.folder / 'hf'}@hf?weights={place}", self.engine)
+        states = WeightLine(self.engine.model, direction(self.own, weights)).states(sample.ids, sample.rows, 1.0)
+        gap = states.logits() - theirs
+        return {"rms": float(np.sqrt(np.mean(gap**2))), "largest": float(np.abs(gap).max()), "sd": float(theirs.std())}
+
     def rows(self, label: str) -> dict[str, Any]:
         weights = self.weights(label)
         line = WeightLine(self.engine.model, direction(self.own, weights))
@@ -185,9 +203,10 @@ class Study:
 
     def prediction(self, label: str) -> dict[str, Any]:
         """Agreement of predicted and measured σ; round-to-nearest shares one set of draws over all widths."""
+        options = replace(self.options, spaces=PREDICTED_SPACES.get(self.name, self.options.spaces))
         if label != "rtn":
             noise = measure_noise(self.own, self.weights(label))
-            made = {label: predict_windows(self.engine.model, noise, self.used, self.options)[1.0]}
+            made = {label: predict_windows(self.engine.model, noise, self.used, options)[1.0]}
         else:
             noises = {b: measure_noise(self.own, self.weights(f"rtn:{b}")) for b in BITS}
             factors = {b: noises[b].norm / noises[BITS[0]].norm for b in BITS}
@@ -219,11 +238,11 @@ class Study:
                     if k != "reference" and space in v
                 ]
                 entry.setdefault("verdicts", {})[space] = asdict(judge(_floats(entry["rows"]), space, kinds))
-        for label in labels:
+        for label in labels if self.name != "lm10m" else GN_CANDIDATES:
             candidates[label]["gauss_newton"] = self.piece(f"{label}-gn", lambda c=label: self.gauss_newton(c))
         for label in CURVED:
             candidates[label]["curve"] = self.piece(f"{label}-curve", lambda c=label: self.curve(c))
-        for label in ("rtn", *TYPES):
+        for label in PREDICTED:
             for candidate, found in self.piece(f"{label}-predict", lambda c=label: self.prediction(c)).items():
                 candidates[candidate]["prediction"] = found
         return {
@@ -231,6 +250,7 @@ class Study:
             "parameters": int(sum(w.size for w in self.own.values())),
             "gauss_newton_windows": GN_WINDOWS[self.name],
             "gauss_newton_positions": GN_POSITIONS,
+            "llamacpp_logits": self.piece("check", self.check),
             "departures": departed,
             "candidates": candidates,
         }
