@@ -90,7 +90,7 @@ def sentences(summary: Mapping[str, Any]) -> list[str]:
         for entry in summary["candidates"]:
             groups.setdefault(entry["spaces"][space]["verdict"], []).append(clean(entry["name"]))
         parts = [f"{verdict}: {', '.join(names)}" for verdict, names in groups.items()]
-        out.append(f"λ_max in {_space(space, fisher)} space – {'; '.join(parts)}.")
+        out.append(f"λ_max in {_panel_title(space, fisher)} – {'; '.join(parts)}.")
     out.append(
         "“rises” and “falls”: the 95% interval of σ's geometric mean lies wholly above or below 1; “undecided”: it "
         "holds 1."
