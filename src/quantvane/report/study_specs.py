@@ -97,7 +97,8 @@ def _scatter(document: Document) -> Any | None:
         if len(mine) < 2:
             continue
         x = choose_axis([r["metric"] for r in mine], force_log=True, form="~e")
-        y = choose_axis([v for r in mine for v in (r.get("low"), r.get("high"), ref)], from_zero=False, form=".2f")
+        ends = [v for r in mine for v in (r.get("low"), r.get("high"), ref) if v is not None]
+        y = choose_axis(ends, from_zero=False, form=".2f" if max(ends) - min(ends) > 0.1 else ".3f")
         layers = [*_rule_at(ref, x, y, titles, False)]
         rule, _, number = document["zone"]["rule"].partition(":")
         if rule == "score":

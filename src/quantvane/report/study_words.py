@@ -103,8 +103,8 @@ def _null(found: Row) -> str:
     return (
         f"If the whole cohort's relation held in the zone, its narrowness and the benchmark's noise would leave "
         f"ρ = {signed_text(found['median'])} there (95%: {signed_text(found['low'])} to {signed_text(found['high'])}); "
-        f"a ρ as weak as the observed one has p = {found['p']:.3f}. The silence is "
-        + ("more than that explains." if less else "no more than that explains.")
+        f"a ρ as weak as the observed one has p = {found['p']:.3f}: "
+        + ("the zone is more silent than that explains." if less else "the zone is no more silent than that explains.")
     )
 
 
