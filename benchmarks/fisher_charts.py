@@ -83,7 +83,8 @@ def sigma_chart(study: dict[str, Any]) -> Any:
     chart = cell.facet(facet=facet, columns=3, spacing=16)
     subtitle = [
         "Dot: median over windows; line: smallest to largest window. Left of the grey line λ_max fell.",
-        "Dashed: 244, the inflation claimed in the literature. One logarithmic scale in all panels.",
+        "Dashed: 244, an inflation named in the literature. One logarithmic scale in all panels.",
+        "In the two small models most K-quants fall back to more bits than their name says.",
     ]
     return finish(
         chart, "Does quantization raise λ_max? It depends on the space, and little moves above 4 bits", subtitle
@@ -154,7 +155,8 @@ def prediction_chart(study: dict[str, Any]) -> Any:
     x = alt.X(
         "bits:Q", scale=alt.Scale(domain=[8, 2], nice=False, padding=8), title="bits per weight, round-to-nearest"
     )
-    y = alt.Y("y:Q", scale=alt.Scale(type="log", nice=False, padding=6), title="mean σ", axis=alt.Axis(format="~g"))
+    scale, axis = alt.Scale(type="log", nice=False, padding=6), alt.Axis(format="~g", tickCount=4)
+    y = alt.Y("y:Q", scale=scale, title="mean σ", axis=axis)
     base = alt.Chart(alt.Data(values=[r for r in rows if r["y"] and r["y"] > 0]))
     marks = base.mark_line(strokeWidth=1.2, opacity=0.7).encode(x=x, y=y, color=colour)
     dots = base.mark_point(filled=True, size=42, opacity=1).encode(x=x, y=y, color=colour, shape=shape)
@@ -189,7 +191,7 @@ def main() -> None:
     }
     given.to.mkdir(parents=True, exist_ok=True)
     for name, chart in charts.items():
-        (given.to / f"{name}.png").write_bytes(png(svg(spec_text(chart)), scale=1.6))
+        (given.to / f"{name}.png").write_bytes(png(svg(spec_text(chart)), scale=1.3))
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ from quantvane.run.fisher_curve import (
     weights_of_model,
 )
 from quantvane.spec import ModelSpec
-from quantvane.store.atomic import read_json, write_json
+from quantvane.store.atomic import read_json, to_json, write_bytes, write_json
 from quantvane.types import Window
 
 TYPES = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K")
@@ -286,7 +286,7 @@ def main() -> None:
         },
         "models": {name: Study(name, given).document() for name in given.only or FILES},
     }
-    write_json(given.out, _rounded(document))
+    write_bytes(given.out, (to_json(_rounded(document), indent=None) + "\n").encode())
 
 
 def _rounded(value: Any) -> Any:

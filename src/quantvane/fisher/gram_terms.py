@@ -44,7 +44,8 @@ def kronecker_products(
     left: Sequence[tuple[FloatArray, FloatArray]], right: Sequence[tuple[FloatArray, FloatArray]]
 ) -> FloatArray:
     """Inner products of rows Σ a⊗h: Σ over terms of (a·a')(h·h')."""
-    return np.asarray(np.sum([(a @ c.T) * (h @ k.T) for a, h in left for c, k in right], axis=0))
+    out: FloatArray = np.sum([(a @ c.T) * (h @ k.T) for a, h in left for c, k in right], axis=0)
+    return out
 
 
 def gram_terms(gram: FloatArray, size: int) -> Terms:

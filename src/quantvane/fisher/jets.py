@@ -21,9 +21,9 @@ __all__ = ["Jet", "States", "covariance", "covariance_first", "covariance_second
 
 def softmax(logits: FloatArray) -> FloatArray:
     """Row by row, shifted by the maximum; −inf gives 0."""
-    p = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    p: FloatArray = np.exp(logits - logits.max(axis=-1, keepdims=True))
     p /= p.sum(axis=-1, keepdims=True)
-    return np.asarray(p, dtype=np.float64)
+    return p
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,16 +85,19 @@ Rows = npt.NDArray[np.float64]
 
 def covariance(p: Rows, v: Rows) -> Rows:
     """(diag p − ppᵀ) v, row by row."""
-    return np.asarray(p * (v - np.einsum("ij,ij->i", p, v)[:, None]))
+    out: Rows = p * (v - np.einsum("ij,ij->i", p, v)[:, None])
+    return out
 
 
 def covariance_first(p: Rows, p1: Rows, v: Rows) -> Rows:
     """d/dt of diag p − ppᵀ, times v: (diag p' − p'pᵀ − pp'ᵀ) v."""
     a, b = np.einsum("ij,ij->i", p, v)[:, None], np.einsum("ij,ij->i", p1, v)[:, None]
-    return np.asarray(p1 * (v - a) - p * b)
+    out: Rows = p1 * (v - a) - p * b
+    return out
 
 
 def covariance_second(p: Rows, p1: Rows, p2: Rows, v: Rows) -> Rows:
     """d²/dt² of diag p − ppᵀ, times v: (diag p'' − p''pᵀ − pp''ᵀ − 2p'p'ᵀ) v."""
     a, b, c = (np.einsum("ij,ij->i", x, v)[:, None] for x in (p, p1, p2))
-    return np.asarray(p2 * (v - a) - p * c - 2.0 * p1 * b)
+    out: Rows = p2 * (v - a) - p * c - 2.0 * p1 * b
+    return out

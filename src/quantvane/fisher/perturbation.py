@@ -60,7 +60,8 @@ def _values(space: str, states: States, targets: Targets, steps: int = STEPS) ->
     if space == "head":
         a = -p
         a[np.arange(len(p)), targets] += 1.0
-        return np.asarray(np.linalg.eigvalsh((a @ a.T) * (states.hidden @ states.hidden.T) / len(p))[-1:], np.float64)
+        gram = (a @ a.T) * (states.hidden @ states.hidden.T) / len(p)
+        return np.asarray(np.linalg.eigvalsh(gram)[-1:], np.float64)
     raise _unknown(space)
 
 
@@ -131,8 +132,8 @@ def output_terms(space: str, jet: Jet, targets: Targets, *, lowest: bool = True)
 def _logit_vector(p: FloatArray, value: FloatArray) -> FloatArray:
     """Unit eigenvectors uᵢ ∝ pᵢ/(λ − pᵢ) of diag p − ppᵀ; where p₁ is tied, (e₁ − e₂)/√2."""
     gap = value[:, None] - p
-    tied = np.asarray((np.abs(gap) <= 1e-15 * value[:, None]).any(axis=1))
-    vector = np.divide(p, gap, out=np.zeros_like(p), where=~tied[:, None])
+    tied: npt.NDArray[np.bool_] = np.any(np.abs(gap) <= 1e-15 * value[:, None], axis=1)
+    vector: FloatArray = np.divide(p, gap, out=np.zeros_like(p), where=~tied[:, None])
     if bool(tied.any()):
         two = np.argsort(-p[tied], axis=1, kind="stable")[:, :2]
         rows = np.flatnonzero(tied)
@@ -141,7 +142,8 @@ def _logit_vector(p: FloatArray, value: FloatArray) -> FloatArray:
         if two.shape[1] > 1:
             vector[rows, two[:, 1]] = -1.0
     norm = np.linalg.norm(vector, axis=1, keepdims=True)
-    return np.asarray(np.divide(vector, norm, out=np.zeros_like(vector), where=norm > 0))
+    out: FloatArray = np.divide(vector, norm, out=np.zeros_like(vector), where=norm > 0)
+    return out
 
 
 def _head_terms(jet: Jet, p: tuple[FloatArray, FloatArray, FloatArray], targets: Targets) -> Terms:
