@@ -35,7 +35,7 @@ def record(engine, text, count, seed):
 @pytest.mark.slow
 def test_a_thousand_fresh_streams_alarm_at_the_promised_rate(shared):
     text = (shared / "text" / "books-a.txt").read_text()
-    engine = open_engine(ModelSpec.parse(f"{BUNDLED}?cache_type_k=f16&cache_type_v=f16"), 64)
+    engine = open_engine(ModelSpec.parse(f"{BUNDLED}?cache_type_k=f16&cache_type_v=f16&n_threads=1"), 64)
     made, mark = record(engine, text, 1600, 0)
     fresh, again = record(engine, text, 1000, 1)
     engine.close()
