@@ -34,7 +34,7 @@ SCHEMA = pa.schema(
     ],
     metadata={"quantvane.schema": str(SCHEMA_VERSION)},
 )
-_ROW_GROUP = 1 << 16
+_ROW_GROUP = 1 << 14  # a writer holds a few copies of one
 
 
 def token_batch(window: Window, metrics: Mapping[str, Any]) -> Any:
