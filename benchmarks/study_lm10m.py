@@ -17,6 +17,7 @@ HERE = Path(__file__).resolve().parent
 # This folder has a coverage.py, which must not be taken for the package of that name.
 sys.path = [p for p in sys.path if Path(p).resolve() != HERE]
 
+from quantvane.report.numbers import number as number_text  # noqa: E402
 from quantvane.report.study_words import findings, main_parts, signed_text  # noqa: E402
 from quantvane.run.study import study  # noqa: E402
 
@@ -109,17 +110,18 @@ def reading(document: dict[str, Any]) -> list[str]:
         ends = zone["delta"]["ci"]
         silent = ends is not None and ends[0] <= 0 <= ends[1]
         parts.append(
-            f"{group['name']}: ρ with Δscore {rho(zone['delta'])}, with direction {rho(zone['direction'])}, so "
-            + ("silent" if silent else "not silent")
+            f"{group['name']}: ρ with Δscore {rho(zone['delta'])}, with direction {rho(zone['direction'])}; "
+            + ("its interval contains 0" if silent else "it ranks")
         )
     item = pick(document["prediction"], items="all", region="zone")
     inside = [c["metric"] for c in document["candidates"] if c["in_zone"]]
+    low, high = number_text(min(inside), 1), number_text(max(inside), 1)
     return [
-        f"- The benchmarks apart, in the same zone: {'; '.join(parts)}.",
+        f"- The benchmarks apart, in the same zone: {'. '.join(parts)}.",
         "- Item by item the paper's distinction is here: KLD tells which items flip (AUROC "
         f"{share(item['auroc_flipped'])}) "
         f"far better than which way a flipped one went ({share(item['auroc_direction'])}).",
-        f"- The zone spans mean KLDs from {min(inside):.1g} to {max(inside):.1g} nats: without KV-cache types and "
+        f"- The zone spans mean KLDs from {low} to {high} nats: without KV-cache types and "
         "8-bit files it would be narrower. One model of 10 M parameters says nothing about others.",
     ]
 

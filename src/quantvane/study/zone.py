@@ -49,7 +49,7 @@ class Rule:
     def words(self) -> str:
         """The rule in words."""
         return {
-            "score": f"composite no more than {self.value:.3g} (relative) below the reference's",
+            "score": f"composite no more than {self.value * 100:.3g}% (relative) below the reference's",
             "kld": f"main metric at most {self.value:.3g}",
             "nearest": f"the {self.value:.0f} candidates nearest by the main metric",
             "same": f"composite not significantly different from the reference's at {self.value:.3g}",
