@@ -11,8 +11,6 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-# This folder has a coverage.py, which must not be taken for the package of that name.
-sys.path = [p for p in sys.path if Path(p).resolve() != HERE]
 sys.path[:0] = [str(HERE.parent / "tests" / "statistical"), str(HERE.parent / "tests")]
 
 import numpy as np  # noqa: E402

@@ -9,13 +9,10 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-# This folder has a coverage.py, which must not be taken for the package of that name.
-sys.path = [p for p in sys.path if Path(p).resolve() != HERE]
 
 from quantvane.report.numbers import number as number_text  # noqa: E402
 from quantvane.report.study_words import findings, main_parts, signed_text  # noqa: E402
