@@ -216,11 +216,7 @@ class Study:
         for candidate, spaces in made.items():
             rows = self.piece(candidate, lambda c=candidate: self.rows(c))["rows"]
             out[candidate] = {
-                space: {
-                    how: agreement_row(agreement(p, measured_sigma(rows, space)))
-                    | {f: list(getattr(p, f)) for f in ("center", "low", "high")}
-                    for how, p in ways.items()
-                }
+                space: {how: agreement_row(agreement(p, measured_sigma(rows, space))) for how, p in ways.items()}
                 for space, ways in spaces.items()
             }
         return out

@@ -60,15 +60,61 @@ def prediction_table(part: dict[str, Any]) -> None:
                 words = "—" if rank["value"] is None else f"{rank['value']:.2f}"
                 if rank["ci"]:
                     words += f" [{rank['ci'][0]:.2f}, {rank['ci'][1]:.2f}]"
-                bias = one["bias_log"]
-                good = one["coverage"]["value"] >= COVERAGE_FLOOR and bias is not None and abs(bias) <= BIAS_CEILING
-                cells.append(f"{one['predicted']:.3g}, {one['coverage']['value']:.2f}, {words}{' ✓' if good else ''}")
+                left = f" ({one['left_out']} left out)" if one["left_out"] else ""
+                mark = " ✓" if good(one) else ""
+                cells.append(f"{one['predicted']:.3g}, {one['coverage']['value']:.2f}, {words}{mark}{left}")
             print(f"| {label} | {space} | {found['terms']['measured']:.3g} | {cells[0]} | {cells[1]} |")
+
+
+def good(one: dict[str, Any]) -> bool:
+    """The rule of `quantvane.fisher.prediction.holds`."""
+    bias = one["bias_log"]
+    within = bias is not None and abs(bias) <= BIAS_CEILING and one["coverage"]["value"] >= COVERAGE_FLOOR
+    return bool(within and not one["left_out"])
+
+
+def down_to(part: dict[str, Any], space: str, how: str) -> str:
+    """Smallest width at which the prediction holds, and at all larger ones; with its skill there and at 4 bits."""
+    last, four = "none", float("nan")
+    for bits in range(8, 1, -1):
+        found = part["candidates"][f"rtn:{bits}"]["prediction"].get(space)
+        if found is None:
+            return "—"
+        if not good(found[how]):
+            break
+        last = str(bits)
+    four = part["candidates"]["rtn:4"]["prediction"][space][how]["skill"]
+    return f"{last} (skill at 4: {four:+.2f})"
+
+
+def summary(study: dict[str, Any]) -> None:
+    models = study["models"]
+    print("## Verdicts on Theorem 4.3 over all candidates: contradicted / not contradicted / supported; Weyl's bound\n")
+    for space in next(iter(models.values()))["options"]["spaces"]:
+        found = [c["verdicts"][space] for part in models.values() for c in part["candidates"].values()]
+        counts = [
+            sum(f["theorem"]["outcome"] == o for f in found) for o in ("contradicted", "not contradicted", "supported")
+        ]
+        print(f"{space}: {counts} of {len(found)}; Weyl holds in {sum(bool(f['weyl_holds']) for f in found)}")
+    print("\n## Windows in which σ exceeds 244\n")
+    for name, part in models.items():
+        for label, entry in part["candidates"].items():
+            for space in SPACES:
+                if space in entry["rows"][0] or space in entry:
+                    s = sigmas(entry, space)
+                    if (s > 244).any():
+                        print(f"{name} {label} {space}: {int((s > 244).sum())} of {len(s)}, median {np.median(s):.3g}")
+    print("\n## Prediction of round-to-nearest holds down to how many bits\n")
+    print("| model | space | two terms | noise drawn |\n|---|---|---|---|")
+    for name, part in models.items():
+        for space in part["options"]["spaces"]:
+            print(f"| {name} | {space} | {down_to(part, space, 'terms')} | {down_to(part, space, 'draws')} |")
 
 
 def main() -> None:
     place = Path(__file__).parent / "results" / "fisher_study.json"
     study = json.loads(place.read_text(encoding="utf-8"))
+    summary(study)
     for model, part in study["models"].items():
         print(f"\n## {model}: σ median (share of windows < 1), largest\n")
         sigma_table(part)

@@ -84,7 +84,7 @@ def test_agreement() -> None:
     center = np.array([1.0, 1.1, 1.2, 1.3, 1.4, 2.0])
     made = Prediction(center, center - 0.15, center + 0.15, 4)
     found = agreement(made, [1.1, 1.2, 1.3, 1.4, 1.5, math.nan])
-    assert found.windows == 5
+    assert (found.windows, found.left_out) == (5, 1)
     assert found.bias == pytest.approx(-0.1)
     assert found.coverage.value == 1.0
     assert found.rank.value == pytest.approx(1.0)
@@ -105,15 +105,16 @@ def test_spearman() -> None:
     assert math.isnan(spearman(x[:3], x[:3]).value)
 
 
-def made(coverage: float, bias: float) -> Agreement:
+def made(coverage: float, bias: float, left_out: int = 0) -> Agreement:
     one = Interval(coverage)
-    return Agreement(9, 1.0, 1.0, bias, bias, one, one, 0.0)
+    return Agreement(9, left_out, 1.0, 1.0, bias, bias, one, one, 0.0)
 
 
 def test_down_to_which_width() -> None:
     assert holds(made(0.8, 0.05))
     assert not holds(made(0.79, 0.0))
     assert not holds(made(1.0, -0.06))
+    assert not holds(made(1.0, 0.0, left_out=1))
     table = {8: made(1, 0), 6: made(0.9, 0.01), 4: made(1, 0.04), 3: made(0.5, 0.2), 2: made(1, 0)}
     assert holds_down_to(table) == 4  # good again at 2 does not count
     assert holds_down_to({8: made(0.1, 0)}) is None

@@ -117,7 +117,8 @@ class Agreement:
     """A prediction against what was measured.
 
     Attributes:
-        windows: number of windows with finite numbers. predicted, measured: mean σ.
+        windows: number of windows with finite, positive numbers. left_out: the others; a prediction of σ ≤ 0 is one.
+        predicted, measured: mean σ.
         bias: predicted − measured mean of σ. bias_log: the same of ln σ.
         rank: Spearman's correlation over the windows. coverage: share of windows inside the interval; the windows
             share one δ, so its interval is what independent windows would give: too narrow, if anything.
@@ -125,6 +126,7 @@ class Agreement:
     """
 
     windows: int
+    left_out: int
     predicted: float
     measured: float
     bias: float
@@ -153,7 +155,7 @@ def agreement(prediction: Prediction, measured: npt.ArrayLike) -> Agreement:
     n = len(found)
     if n == 0:
         none = Interval(math.nan, reason="no window with a prediction and a measurement")
-        return Agreement(0, math.nan, math.nan, math.nan, math.nan, none, none, math.nan)
+        return Agreement(0, len(sigma), math.nan, math.nan, math.nan, math.nan, none, none, math.nan)
     inside = int(((found >= prediction.low[good]) & (found <= prediction.high[good])).sum())
     # Clopper–Pearson; the quantiles of Beta(k, n−k+1) and Beta(k+1, n−k)
     low = float(special.betaincinv(inside, n - inside + 1, 0.025)) if inside else 0.0
@@ -161,6 +163,7 @@ def agreement(prediction: Prediction, measured: npt.ArrayLike) -> Agreement:
     miss, plain = np.abs(np.log(center / found)).sum(), np.abs(np.log(found)).sum()
     return Agreement(
         windows=n,
+        left_out=len(sigma) - n,
         predicted=float(center.mean()),
         measured=float(found.mean()),
         bias=float(center.mean() - found.mean()),
@@ -197,7 +200,9 @@ BIAS_CEILING = 0.05
 
 
 def holds(found: Agreement) -> bool:
-    """Whether a prediction is good: coverage ≥ 0.8 of its 95% interval, and |bias| of ln σ ≤ 0.05."""
+    """Whether a prediction is good: no window left out, coverage ≥ 0.8 of its 95% interval, |bias| of ln σ ≤ 0.05."""
+    if found.left_out:
+        return False
     return found.coverage.value >= COVERAGE_FLOOR and abs(found.bias_log) <= BIAS_CEILING
 
 
