@@ -76,7 +76,7 @@ def sigma_chart(study: dict[str, Any]) -> Any:
     )
     one = base.mark_rule(color=MUTED, strokeWidth=1).encode(x=alt.datum(1.0))
     far = base.mark_rule(color=FLOOR, strokeDash=[5, 3]).encode(x=alt.datum(244.0))
-    cell = alt.layer(one, far, rule, dot).properties(width=300, height=alt.Step(9))
+    cell = alt.layer(one, far, rule, dot).properties(width=300, height=alt.Step(6))
     facet = alt.Facet(
         "space:N", sort=list(SPACES.values()), header=alt.Header(title=None, labelFontSize=11.5, labelColor=INK)
     )
@@ -87,7 +87,7 @@ def sigma_chart(study: dict[str, Any]) -> Any:
         "In the two small models most K-quants fall back to more bits than their name says.",
     ]
     return finish(
-        chart, "Does quantization raise λ_max? It depends on the space, and little moves above 4 bits", subtitle
+        chart, "Does quantization raise λ_max? It depends on the space; medians hardly move above 4 bits", subtitle
     )
 
 
@@ -143,7 +143,7 @@ def prediction_chart(study: dict[str, Any]) -> Any:
             for space in entry.get("prediction", ()):
                 found = entry["prediction"][space]
                 common = {"bits": bits, "space": space, "model": model}
-                rows.append(common | {"kind": "measured", "y": found["terms"]["measured"]})
+                rows.append(common | {"kind": "measured", "y": found["draws"]["measured"]})
                 for how, kind in (("terms", "predicted: two terms"), ("draws", "predicted: noise drawn")):
                     rows.append(common | {"kind": kind, "y": found[how]["predicted"]})
     kinds = ["measured", "predicted: two terms", "predicted: noise drawn"]

@@ -66,7 +66,7 @@ OPTIONS = {
 }
 GN_CANDIDATES = ("rtn:8", "rtn:4", "rtn:3", "rtn:2", "Q4_K_M", "Q2_K")
 PREDICTED = ("rtn", "Q4_K_M", "Q2_K")
-PREDICTED_SPACES = {"lm10m": ("logit", "hidden", "head")}  # gradients of every draw would take an hour there
+TYPE_SPACES = {"lm10m": ("logit", "hidden", "head")}  # gradients of every type's draws would take long there
 GN_WINDOWS = {"stories260K": 6, "babyllama": 6, "lm10m": 2}
 GN_POSITIONS = 8
 DEPARTED_WINDOWS = 24
@@ -203,8 +203,8 @@ class Study:
 
     def prediction(self, label: str) -> dict[str, Any]:
         """Agreement of predicted and measured σ; round-to-nearest shares one set of draws over all widths."""
-        options = replace(self.options, spaces=PREDICTED_SPACES.get(self.name, self.options.spaces))
         if label != "rtn":
+            options = replace(self.options, spaces=TYPE_SPACES.get(self.name, self.options.spaces))
             noise = measure_noise(self.own, self.weights(label))
             made = {label: predict_windows(self.engine.model, noise, self.used, options)[1.0]}
         else:
