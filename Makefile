@@ -13,7 +13,10 @@ $(VENV)/.base: pyproject.toml constraints.txt
 
 $(VENV)/.dev: $(VENV)/.base
 	$(BIN)/pip install --quiet -c constraints.txt torch
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[hf,dev]'
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[hf,fisher,monitor,dev]'
+# comes with backpack, which needs it for its examples alone; beside torch's CPU build it does not load, and
+# transformers, which loads what is there, would not load either
+	$(BIN)/pip uninstall --quiet --yes torchvision
 	touch $@
 
 demo: $(VENV)/.base

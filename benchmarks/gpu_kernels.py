@@ -194,14 +194,18 @@ def time_rows(T: int, V: int, table: list[dict[str, Any]], bandwidth: float) -> 
     shape = Shape.of_rows(V)
     done = [triton_rows.Done.allocate(T, torch.device("cuda"), True) for _ in sets]
     stores = [triton_rows.first_read(*s, shape) for s in sets]
-    ms = median_ms(lambda i: triton_rows.first_read(*sets[i], shape), n)
+    few = Shape.of_peer(V)
+    light = [triton_rows.first_read(*s, few, entropy=False) for s in sets]
+    ms = median_ms(lambda i: light[i].read(*sets[i], entropy=False), n)
+    line(table, f"  first read without entropies T={T}", ms, floor)
+    ms = median_ms(lambda i: triton_rows.finish(light[i], done[i], sets[i][0], sets[i][1], V), n)
+    line(table, f"  its finish T={T}", ms, floor)
+    ms = median_ms(lambda i: stores[i].read(*sets[i]), n)
     line(table, f"  first read T={T}", ms, floor)
     ms = median_ms(lambda i: triton_rows.finish(stores[i], done[i], sets[i][0], sets[i][1], V), n)
-    line(table, f"  finish T={T}", ms, floor)
-    ms = median_ms(lambda i: triton_rows.overlap(stores[i], done[i], sets[i][0], sets[i][1], 10), n)
-    line(table, f"  overlap k=10 T={T}", ms, floor)
-    ms = median_ms(lambda i: triton_rows.second_read(done[i], *sets[i][:2], triton_rows.PAIR_SHAPE), n)
-    line(table, f"  second read T={T}", ms, floor)
+    line(table, f"  its finish T={T}", ms, floor)
+    ms = median_ms(lambda i: triton_rows.second_read(stores[i], done[i], *sets[i][:2], 10), n)
+    line(table, f"  second read with the overlap, k=10 T={T}", ms, floor)
     for name, call in (
         ("rows_peer", lambda i: triton_rows.rows_peer(*sets[i])),
         ("rows_all", lambda i: triton_rows.rows_all(*sets[i])),

@@ -39,6 +39,16 @@ def test_public_names():
     assert callable(quantvane.displacement.token_metrics)
     assert callable(quantvane.displacement.kld_bounds_topk)
     assert callable(quantvane.fisher.lambda_max)
+    assert callable(quantvane.monitor.conformal_threshold)
+
+
+def test_a_verb_keeps_its_name_beside_the_room_of_that_name():
+    code = "import quantvane.choose.verdicts, quantvane; from quantvane.choose.pareto import pareto_front; "
+    run = subprocess.run(
+        [sys.executable, "-c", code + "print(quantvane.choose.__module__, callable(quantvane.bench))"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert run.stdout.split() == ["quantvane.run.choose", "True"]
 
 
 def test_the_error_tree():

@@ -51,7 +51,7 @@ def test_tables_summary_and_flips_agree(found):
     pooled = found.summary["candidates"][0]["pooled"]
     assert pooled["n"] == 36
     assert pooled["delta"]["value"] == pytest.approx(pooled["volume"] * (pooled["direction"]["value"] or 0))
-    assert set(pooled["noise"]) == {"drops", "leapfrogs", "shared", "inside"}
+    assert set(pooled["noise"]) == {"drops", "leapfrogs", "shared", "inside", "runs"}
     # the same files, read by flips as any outcome files
     files = found.out / "outcomes"
     (cand,) = (p for p in files.glob("lm10m*.jsonl"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -152,16 +153,23 @@ def test_killed_at_any_moment_it_ends_in_the_same_bytes(tmp_path, text):
 
 
 def test_sharded_jobs_merge_to_the_same_tables(tmp_path, text, run):
-    from quantvane.run.finish import finish
+    from quantvane.run.finish import Finisher
     from quantvane.run.measure import measure
-    from quantvane.run.plan import CompareSpec, Job
+    from quantvane.run.plan import CompareSpec, Job, journal_path
 
     spec = CompareSpec.from_dict(json.loads((run.out / "plan.json").read_text())["spec"])
     jobs = [Job("one", (0,), (0, 1)), *[Job(f"two{i}", (1,), (i, 3)) for i in range(3)], Job("floor", ())]
     for job in reversed(jobs):
         measure(spec, [job], tmp_path / "r", lambda event: None)
-    finish(tmp_path / "r", spec, jobs)
+    shutil.copytree(tmp_path / "r", tmp_path / "early")
+    Finisher(tmp_path / "r", spec, jobs).finish()
     assert _digest(tmp_path / "r") == _digest(run.out)
+    # the same, told of each job as it is measured: groups are merged while others are still at work
+    early = Finisher(tmp_path / "early", spec, jobs)
+    for job in jobs:
+        early.measured(journal_path(tmp_path / "early", job).name)
+    early.finish()
+    assert _digest(tmp_path / "early") == _digest(run.out)
 
 
 def test_a_crashing_engine_kills_its_process_and_not_the_command(tmp_path, text):

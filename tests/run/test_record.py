@@ -26,7 +26,7 @@ from quantvane.errors import (
     TraceError,
 )
 from quantvane.store.kld_file import KldFile
-from quantvane.store.trace import ROWS
+from quantvane.store.trace_manifest import ROWS
 from support_cli import document, quantvane
 
 REF = "ref@fake?vocab=300&hidden=16"
@@ -377,9 +377,9 @@ def test_a_continued_run_keeps_the_peers_numbers(tmp_path, text) -> None:
     journal.write_bytes(journal.read_bytes()[:-3])  # the last unit is measured again
     measure(spec, [job], out, lambda event: None)
     assert len(list(read_journal(journal.with_name("peer-" + journal.name)))) == frames + 1
-    from quantvane.run.finish import finish
+    from quantvane.run.finish import Finisher
 
-    summary = finish(out, spec, [job])
+    summary = Finisher(out, spec, [job]).finish()
     assert summary["candidates"][0]["peer"] == whole.summary["candidates"][0]["peer"]
     assert peer_path(out, "a").read_bytes() == peer_path(whole.out, "a").read_bytes()
 

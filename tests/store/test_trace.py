@@ -10,10 +10,8 @@ import pytest
 from quantvane.errors import TraceError
 from quantvane.store.frames import FrameWriter, RowShape
 from quantvane.store.trace import (
-    ROWS,
     Sample,
     Trace,
-    is_trace,
     pack_floats,
     row_type,
     unpack_floats,
@@ -22,6 +20,7 @@ from quantvane.store.trace import (
     write_vocabulary,
     write_windows,
 )
+from quantvane.store.trace_manifest import ROWS, is_trace
 from quantvane.types import Window
 
 

@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from quantvane.engines.decoding import RecomputingDecoder, open_decoder
+from quantvane.engines.decoding import Feed, RecomputingDecoder, open_decoder
 from quantvane.engines.fake import open_fake
 from quantvane.engines.llamacpp import open_llamacpp
 from quantvane.errors import EngineError
+from quantvane.tasks.agreement import FIRST, FRESH, REJOINED, Agreement
 from quantvane.tasks.generation import NO_DRAFT, Request, ambiguous, generate, shape_noise, top_two
 
 MODEL = Path(__file__).resolve().parents[2] / "src" / "quantvane" / "assets" / "lm10m-f16.gguf"
@@ -39,8 +40,6 @@ def greedy_by_hand(engine, prompt, cap):
     decoder = RecomputingDecoder(engine, 512, 1)
     tokens = list(prompt)
     while len(tokens) < len(prompt) + cap:
-        from quantvane.engines.decoding import Feed
-
         decoder.drop(0, 0)
         logits = decoder.decode([Feed(0, 0, np.array(tokens, np.int32), 1)])
         tokens.append(int(logits[0].argmax()))
@@ -96,13 +95,44 @@ def test_any_draft_gives_the_same_answer(fake, slots, serial):
     assert any(0 < a.agreed < len(a.tokens) for a in found)
 
 
-def test_a_draft_that_fits_costs_one_call(fake):
+def test_drafts_that_fit_cost_few_calls(fake):
     prompt = fake.tokenize("hello", add_bos=True)
     (answer,), plain = generate(open_decoder(fake, 96, 1), [Request(prompt, 20)], fake.token_bytes)
     request = Request(prompt, 20, (), answer.tokens)
     (again,), effort = generate(open_decoder(fake, 96, 1), [request], fake.token_bytes)
-    assert (effort.calls, again.divergence, again.agreed) == (1, None, len(answer.tokens))
+    # a first reach, a longer one, the rest
+    assert (effort.calls, again.divergence, again.agreed) == (3, None, len(answer.tokens))
+    _, several = generate(open_decoder(fake, 96, 1), [request] * 20, fake.token_bytes)
+    assert several.calls <= 26  # soon one call each
     assert plain.calls == len(answer.tokens)
+
+
+def test_drafts_that_never_fit_cost_next_to_nothing(fake):
+    """What is fed in vain stays a small share of what is computed, alone and in batches."""
+    rng = np.random.default_rng(8)
+    prompts = [fake.tokenize("".join(map(chr, rng.integers(97, 123, size=6))), add_bos=True) for _ in range(60)]
+    plain, cost = generate(open_decoder(fake, 96, 1), [Request(p, 24) for p in prompts], fake.token_bytes)
+    wrong = [Request(p, 24, (), rng.integers(0, 256, size=24).astype(np.int32)) for p in prompts]
+    for slots in (1, 16):
+        found, effort = generate(open_decoder(fake, 96, slots), wrong, fake.token_bytes)
+        assert [a.tokens.tolist() for a in found] == [a.tokens.tolist() for a in plain]
+        assert effort.tokens < 1.05 * cost.tokens
+
+
+def test_reach_follows_what_was_right():
+    """The rule by hand: the longest k with p₁·p₂ᵏ⁻¹ above 1/(1 + 1/s)."""
+    fit = Agreement()
+    for place, rights, wrongs in ((FIRST, 8, 3), (FRESH, 40, 2), (REJOINED, 1, 6)):
+        for right in [True] * rights + [False] * wrongs:
+            fit.count(place, right)
+    for sharing in (1, 4, 16, 64):
+        bar = 1 / (1 + 1 / sharing)
+        for place, first, then in ((FIRST, 12 / 15.5, 48 / 51), (FRESH, 48 / 51, 48 / 51), (REJOINED, 2 / 9, 2 / 9)):
+            ks = [k for k in range(1, 200) if first * then ** (k - 1) > bar]
+            assert fit.reach(place, sharing) == (max(ks) if ks else 0)
+    assert Agreement().reach(FIRST, 1) > 4
+    assert Agreement().reach(FIRST, 2) == 0  # in company it looks first
+    assert fit.reach(REJOINED, 1) == 0
 
 
 def test_the_draft_is_taken_up_again_after_a_divergence(fake):
@@ -155,6 +185,38 @@ def test_top_two_and_nan():
     np.testing.assert_array_equal(logits, held)
     with pytest.raises(EngineError, match="NaN"):
         top_two(np.array([[0, np.nan]], np.float32))
+
+
+def test_sequences_that_begin_together_share_their_prefixes():
+    """Identical, nested and diverging prompts in one call give the logits each gives alone, and go on alone."""
+    engine = open_llamacpp(str(MODEL), {"n_threads": "1"})
+    texts = ("\nsort 3 4 5 =", "\nsort 3 4 5 =", "\nsort 3 4", "\nsort 3 4 7 8 =", "\nmax 3 4 =", "\nmax 3 4 = 4", "\n")
+    prompts = [engine.tokenize(text, add_bos=True) for text in texts]
+    decoder = engine.decoder(64, 8)
+    alone = []
+    for prompt in prompts:
+        alone.append(decoder.decode([Feed(0, 0, prompt, len(prompt))]).copy())
+        decoder.drop(0, 0)
+    slots = [3, 0, 7, 1, 5, 2, 6]
+    together = [Feed(s, 0, p, min(3, len(p))) for s, p in zip(slots, prompts, strict=True)]
+    found = np.split(decoder.decode(together).copy(), np.cumsum([feed.rows for feed in together])[:-1])
+    assert decoder.computed < sum(map(len, prompts)) / 2
+    for feed, rows, own in zip(together, found, alone, strict=True):
+        np.testing.assert_allclose(rows, own[-feed.rows :], atol=0.05)
+    # cut the second one to its first token and let it become another; the others go on undisturbed
+    decoder.drop(0, 1)
+    steps = [Feed(0, 1, prompts[4][1:], 1)]
+    steps += [Feed(f.slot, len(f.tokens), np.array([300], np.int32), 1) for f in together if f.slot]
+    after = decoder.decode(steps).copy()
+    np.testing.assert_allclose(after[0], alone[4][-1], atol=0.05)
+    for slot in range(8):
+        decoder.drop(slot, 0)
+    for feed, row in zip([f for f in together if f.slot], after[1:], strict=True):
+        own = decoder.decode([Feed(0, 0, np.append(feed.tokens, 300).astype(np.int32), 1)])
+        np.testing.assert_allclose(row, own[0], atol=0.05)
+        decoder.drop(0, 0)
+    decoder.close()
+    engine.close()
 
 
 def test_replay_is_plain_generation_of_a_quant(tmp_path):

@@ -13,7 +13,7 @@ import pytest
 from quantvane.engines.decoding import Feed, open_decoder
 from quantvane.engines.fake import open_fake
 from quantvane.engines.llamacpp import open_llamacpp
-from quantvane.errors import CapabilityError, DataError, SpecError
+from quantvane.errors import CapabilityError, CorpusError, DataError, SpecError
 from quantvane.tasks.scoring import Continuation, log_probs, score
 
 pytest.importorskip("lm_eval", reason="lm-eval is not installed (quantvane[tasks])")
@@ -191,3 +191,45 @@ def test_refusals(tmp_path, monkeypatch):
     with pytest.raises(CapabilityError, match="lm-evaluation-harness") as caught:
         require_lm_eval()
     assert "quantvane[tasks]" in caught.value.remedy
+
+
+TEMPLATE = (
+    "<|endoftext|>{% for m in messages %}[{{ m.role }}]{{ m.content }}{% if m.role == 'assistant' %};{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+
+
+def test_prompts_through_the_chat_template(tmp_path, llama, monkeypatch):
+    """Rendered by hand and by the harness: one BOS, markup as tokens, the answer behind the assistant's opening."""
+    monkeypatch.setattr(type(llama), "chat_template", property(lambda self: TEMPLATE))
+    path = write(tmp_path / "a.jsonl", [{"prompt": f"{n}+4=", "answer": "7"} for n in (3, 5)])
+    lm = EngineLM(llama, context=64, slots=4)
+    (task,) = load_tasks([path], template=lm.apply_chat_template)
+    text = "<|endoftext|>[user]\n3+4=[assistant]"
+    assert task.instances[0][0].args[0] == text
+    request = lm.request(task.instances[0][0])
+    bos = llama.vocabulary.bos
+    assert request.prompt.tolist() == [bos, *llama.tokenize("[user]\n3+4=[assistant]").tolist()]
+    assert lm.prompt("no template's BOS")[0] == bos
+    assert len(evaluate(lm, {task.name: task}, [(task.name, 0), (task.name, 1)])) == 2
+    begun = lm.apply_chat_template(
+        [{"role": "user", "content": "x"}, {"role": "assistant", "content": "The answer is "}], False
+    )
+    assert begun == "<|endoftext|>[user]x[assistant]The answer is"
+    assert lm.chat_template(True) == TEMPLATE
+    # the harness's own evaluation sends the same prompts
+    import lm_eval
+
+    (bare,) = load_tasks([path])
+    found = lm_eval.evaluate(
+        EngineLM(llama, context=64, slots=4), {bare.name: bare.task}, apply_chat_template=True, bootstrap_iters=0,
+        log_samples=True,
+    )  # fmt: skip
+    sent = [s["arguments"][0][0] for s in found["samples"][bare.name]]
+    assert text in sent
+
+
+def test_a_model_without_a_template_is_refused(tmp_path, fake):
+    path = write(tmp_path / "a.jsonl", [{"prompt": "3+4=", "answer": "7"}])
+    with pytest.raises(CorpusError, match="no chat template"):
+        load_tasks([path], template=EngineLM(fake, context=64, slots=1).apply_chat_template)

@@ -16,6 +16,7 @@ __all__ = ["COMMANDS", "cli", "main"]
 # name → module under quantvane.cli; loaded when asked for, so that --help stays light.
 COMMANDS = {
     "bench": "bench",
+    "calibrate": "calibrate",
     "choose": "choose",
     "compare": "compare",
     "demo": "demo",
@@ -25,6 +26,8 @@ COMMANDS = {
     "quantize": "quantize",
     "record": "record",
     "report": "report",
+    "study": "study",
+    "watch": "watch",
 }
 
 

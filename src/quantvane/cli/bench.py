@@ -27,6 +27,7 @@ __all__ = ["command"]
               help="Metric that decides right or wrong; the task's first by default.")
 @click.option("--filter", "filters", multiple=True, metavar="[TASK=]NAME",
               help="lm-eval filter that counts; the task's first by default.")
+@click.option("--chat-template", is_flag=True, help="Prompts through REF's own chat template.")
 @click.option("--replay", is_flag=True, help="Verify the reference's stored answers instead of generating anew.")
 @click.option("--one-at-a-time", is_flag=True, help="Answers grow one sequence at a time.")
 @click.option("--slots", default=32, show_default=True, help="Sequences at once.")

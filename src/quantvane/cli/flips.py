@@ -73,7 +73,11 @@ def pairs_of(values: tuple[str, ...], option: str, *, bare: bool = False) -> dic
     help="What truncated, unparsed, timeout or error counts as: wrong, correct, scored or excluded. "
     "By default truncated is scored, the others are wrong.",
 )  # fmt: skip
-@click.option("--noise", type=click.Path(), help="Outcomes of BASE itself under another setting: the noise floor.")
+@click.option(
+    "--noise", type=click.Path(), multiple=True,
+    help="Outcomes of BASE itself under another setting, run again, or with another sampling seed: the noise floor; "
+    "may be repeated.",
+)  # fmt: skip
 @json_option
 def command(
     base: str,
@@ -86,7 +90,7 @@ def command(
     names: tuple[str, ...],
     alpha: float,
     counts_as: tuple[str, ...],
-    noise: str | None,
+    noise: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Compare outcomes per item: what CAND lost, won and changed against BASE, and what that proves.
@@ -205,8 +209,9 @@ def _footer(candidate: CandidateFlips) -> str:
     if "(pooled)" in candidate.noise:
         floor = candidate.noise["(pooled)"]
         lines.append(
-            f"noise floor: the reference against itself has {floor.drops} drops and {floor.leapfrogs} leapfrogs, "
-            f"{floor.shared} of them on items that flip here"
+            f"noise floor: the reference against itself has {floor.drops} drops and {floor.leapfrogs} leapfrogs"
+            + (f" at most in {floor.runs} runs" if floor.runs > 1 else "")
+            + f"; {floor.shared} of the items that flip here flip there"
             + ("; no more flips than the floor: no evidence of a difference" if floor.inside else "")
         )
     notes = {found.delta.reason: task for task, found in candidate.tasks.items() if found.delta.reason}

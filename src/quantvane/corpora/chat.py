@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from quantvane.corpora.template import ChatTemplate
+from quantvane.corpora.template import ChatTemplate, engine_template
 from quantvane.engines.base import Engine
 from quantvane.errors import CorpusError
 from quantvane.types import Window
@@ -219,19 +219,8 @@ def chat_windows(
         CorpusError: no template, a broken one, one that rewrites earlier turns; a line that is no
             conversation; a tokenizer that changes the text; nothing to score in any conversation.
     """
-    if not template:
-        raise CorpusError(
-            "the model has no chat template",
-            expected="a template in the model's files, or one given",
-            got="none",
-            remedy="give one: --chat-template FILE",
-        )
     vocabulary = engine.vocabulary
-    bos, eos = (
-        engine.token_bytes(token).decode(errors="replace") if token >= 0 else ""
-        for token in (vocabulary.bos, vocabulary.eos)
-    )
-    compiled = ChatTemplate(template, bos=bos, eos=eos)
+    compiled = engine_template(engine, template)
     aligner = _Aligner(engine)
     windows: list[Window] = []
     count = cut = scored_tokens = 0

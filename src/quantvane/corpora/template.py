@@ -13,9 +13,10 @@ import jinja2.nodes
 import jinja2.parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from quantvane.engines.base import Engine
 from quantvane.errors import CorpusError
 
-__all__ = ["TODAY", "ChatTemplate"]
+__all__ = ["TODAY", "ChatTemplate", "engine_template"]
 
 # Some templates print today's date into the system message. A measurement must give the same tokens tomorrow.
 TODAY = datetime(2025, 1, 1)
@@ -94,3 +95,27 @@ class ChatTemplate:
                 got=f"{type(problem).__name__}: {problem}",
                 remedy="mend the conversation, or give another template: --chat-template FILE",
             ) from None
+
+
+def engine_template(engine: Engine, text: str | None) -> ChatTemplate:
+    """A template with a model's own BOS and end tokens.
+
+    Args:
+        text: the Jinja source, the model's own or another; None where there is none.
+
+    Raises:
+        CorpusError: no template, or not a valid one.
+    """
+    if not text:
+        raise CorpusError(
+            "the model has no chat template",
+            expected="a template in the model's files, or one given",
+            got="none",
+            remedy="give one: --chat-template FILE",
+        )
+    vocabulary = engine.vocabulary
+    bos, eos = (
+        engine.token_bytes(token).decode(errors="replace") if token >= 0 else ""
+        for token in (vocabulary.bos, vocabulary.eos)
+    )
+    return ChatTemplate(text, bos=bos, eos=eos)

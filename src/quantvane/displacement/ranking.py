@@ -84,12 +84,16 @@ def compare_candidates(
     Sources: Holm (1979), Scand. J. Statist. 6, 65–70.
     """
     table = Columns(klds, clusters)
-    values = {name: table.require(name) for name in klds}
     draws = Resampling(table.groups, seed, resamples)
-    means = {name: _mean(table, kld, draws, level) for name, kld in values.items()}
+    means: dict[str, Interval] = {}
+    sums: dict[str, FloatArray | None] = {}  # None where a value is infinite
+    for name in klds:  # one column at a time: ``klds`` may read them from files
+        kld = table.require(name)
+        means[name] = _mean(table, kld, draws, level)
+        sums[name] = table.sums(kld) if np.isfinite(kld).all() else None
     order = sorted(means, key=lambda name: (means[name].value, name))
     pairs = list(combinations(order, 2))  # (better, worse)
-    differences = _differences(table, values, pairs, draws, level)
+    differences = _differences(table.sums(None), sums, pairs, draws, level)
     adjusted = dict(zip(pairs, holm([differences[pair][1] for pair in pairs]), strict=True))
     least = floor if floor is not None and not math.isnan(floor) else -math.inf
 
@@ -126,29 +130,28 @@ def _mean(table: Columns, kld: FloatArray, draws: Resampling, level: float) -> I
 
 
 def _differences(
-    table: Columns,
-    values: Mapping[str, FloatArray],
+    sizes: FloatArray,
+    sums: Mapping[str, FloatArray | None],
     pairs: list[tuple[str, str]],
     draws: Resampling,
     level: float,
 ) -> dict[tuple[str, str], tuple[Interval, float]]:
-    """Pair (better, worse) → (worse − better with its interval, p-value)."""
-    finite = {name: bool(np.isfinite(kld).all()) for name, kld in values.items()}
+    """Pair (better, worse) → (worse − better with its interval, p-value), from sums over clusters."""
     out: dict[tuple[str, str], tuple[Interval, float]] = {}
     rows = []
-    for better, worse in pairs:
-        if finite[better] and finite[worse]:
-            rows.append(((better, worse), table.sums(values[worse] - values[better])))
-        elif finite[better]:
-            out[better, worse] = Interval(math.inf, reason="the mean is infinite", level=level), 0.0
+    for pair in pairs:
+        better, worse = (sums[name] for name in pair)
+        if better is not None and worse is not None:
+            rows.append((pair, worse - better))
+        elif better is not None:
+            out[pair] = Interval(math.inf, reason="the mean is infinite", level=level), 0.0
         else:
-            out[better, worse] = Interval(math.nan, reason="both means are infinite", level=level), math.nan
+            out[pair] = Interval(math.nan, reason="both means are infinite", level=level), math.nan
     if rows:
-        totals = np.array([sums for _, sums in rows])
-        sizes = np.tile(table.sums(None), (len(rows), 1))
-        made = ratio_intervals(totals, sizes, ["real"] * len(rows), draws, level)
-        for (pair, sums), interval in zip(rows, made, strict=True):
-            out[pair] = interval, _p_value(*ratio_standard_error(sums, table.sums(None)))
+        totals = np.array([difference for _, difference in rows])
+        made = ratio_intervals(totals, np.tile(sizes, (len(rows), 1)), ["real"] * len(rows), draws, level)
+        for (pair, difference), interval in zip(rows, made, strict=True):
+            out[pair] = interval, _p_value(*ratio_standard_error(difference, sizes))
     return out
 
 

@@ -1,9 +1,9 @@
 """Decoders: many sequences at once, fed token by token or many tokens together, with a cache that can be cut.
 
 This is the capability ``generate``. Generation, replay and scoring (`quantvane.tasks.generation`,
-`quantvane.tasks.scoring`) are written against `Decoder` alone. llama.cpp brings its own decoder with a KV cache; every
-other engine that gives logits gets `RecomputingDecoder`, which computes a sequence again whenever it grows: right, and
-slow on long answers.
+`quantvane.tasks.scoring`) are written against `Decoder` alone. llama.cpp and transformers bring decoders of their
+own with a KV cache; every other engine that gives logits gets `RecomputingDecoder`, which computes a sequence again
+whenever it grows: right, and slow on long answers.
 """
 
 from __future__ import annotations
@@ -108,17 +108,21 @@ class RecomputingDecoder:
         """See `Decoder.decode`."""
         windows = []
         for number, feed in enumerate(feeds):
-            held = self._held[feed.slot]
-            if len(held) != feed.start:
-                raise EngineError("a sequence was fed out of order", expected=str(len(held)), got=str(feed.start))
-            whole = np.concatenate([held, feed.tokens]).astype(np.int32)
-            self._held[feed.slot] = whole
+            whole = self._append(feed)
             scored = np.zeros(len(whole), bool)
             scored[len(whole) - feed.rows :] = True
             windows.append(Window(whole, np.append(whole[1:], 0).astype(np.int32), scored, number, 0, 0))
         wanted = [w for w in windows if w.scored.any()]
         blocks = [np.array(block) for block in self._engine.logits(wanted)] if wanted else []
         return np.concatenate(blocks) if blocks else np.empty((0, len(self._engine.vocabulary)), np.float32)
+
+    def _append(self, feed: Feed) -> Tokens:
+        """The whole sequence with the tokens fed."""
+        held = self._held[feed.slot]
+        if len(held) != feed.start:
+            raise EngineError("a sequence was fed out of order", expected=str(len(held)), got=str(feed.start))
+        self._held[feed.slot] = np.concatenate([held, feed.tokens]).astype(np.int32)
+        return self._held[feed.slot]
 
     def drop(self, slot: int, start: int) -> None:
         """See `Decoder.drop`."""

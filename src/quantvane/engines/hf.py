@@ -17,6 +17,7 @@ import numpy.typing as npt
 from quantvane.engines.base import EngineInfo, Vocabulary
 from quantvane.engines.gguf_file import gguf_shards, read_weights
 from quantvane.engines.gguf_weights import load_gguf_weights
+from quantvane.engines.hf_decoder import HfDecoder
 from quantvane.engines.hf_head import BLOCK_BYTES, Head, recognise
 from quantvane.engines.hf_tokenizer import HfTokenizer
 from quantvane.engines.safetensors_files import fingerprint, read_headers, weight_files, weights_of
@@ -280,19 +281,33 @@ class HfEngine:
         if len(prompt) == 0:
             raise DataError("generation needs a prompt", expected="at least one token", got="none")
         ends = {*stop, self.vocabulary.eos}
-        ids, cache, out = self._ids(prompt[None]), None, list[int]()
-
-        def step() -> int:
-            nonlocal cache
-            result = self.model.base_model(input_ids=ids, past_key_values=cache, use_cache=True)
-            cache = result.past_key_values
-            # numpy's argmax takes the first of equals; torch's makes no promise
-            return int(np.argmax(self._head.apply(result.last_hidden_state[0, -1:]).cpu().numpy()))
-
+        fed, cache, out = prompt, None, list[int]()
         while len(out) < max_tokens and (not out or out[-1] not in ends):
-            out.append(self._run(step))
-            ids = self._ids(np.array([[out[-1]]], np.int32))
+            logits, cache = self.extend(fed, cache, 1)
+            out.append(int(np.argmax(logits)))  # numpy takes the first of equals; torch makes no promise
+            fed = np.array(out[-1:], np.int32)
         return np.array(out, np.int32)
+
+    def extend(
+        self, tokens: npt.NDArray[np.int32], cache: Any, rows: int
+    ) -> tuple[npt.NDArray[np.float32], Any]:
+        """One sequence goes on: logits (rows, V) at the last ``rows`` of ``tokens`` (n,), and the cache.
+
+        Args:
+            cache: what an earlier call returned, holding what stands before; None where nothing does.
+        """
+        ids = self._ids(tokens[None])
+
+        def step() -> tuple[npt.NDArray[np.float32], Any]:
+            result = self.model.base_model(input_ids=ids, past_key_values=cache, use_cache=True)
+            logits = self._head.apply(result.last_hidden_state[0, len(tokens) - rows :])
+            return logits.cpu().numpy(), result.past_key_values
+
+        return self._run(step)
+
+    def decoder(self, context: int, slots: int) -> HfDecoder:
+        """Many sequences of up to ``context`` tokens at once, each with its cache."""
+        return HfDecoder(self, context, slots)
 
     def close(self) -> None:
         """Drop the model; the engine cannot be used afterwards."""

@@ -1,8 +1,14 @@
-"""llama.cpp's own quantizer, through its library; importance matrices in both of its formats."""
+"""llama.cpp's own quantizer, through its library; importance matrices in both of its formats.
+
+A type is one of llama.cpp's mixes, with other types for some tensors where wanted: ``Q4_K_M+output=Q8_0``,
+``Q8_0+attn_k=Q4_0+blk.0.ffn_down=Q3_K``. A tensor is named as in the file, without ``.weight``; without ``blk.N.``
+it is meant in every block. Tensors whose shape a type does not fit fall back as llama.cpp decides.
+"""
 
 from __future__ import annotations
 
 import ctypes
+import re
 import struct
 from pathlib import Path
 from typing import Any
@@ -14,7 +20,7 @@ from quantvane.engines.llamacpp import start_backend
 from quantvane.errors import DataError, EngineError, ModelFileError, SpecError
 from quantvane.store.atomic import atomic_path
 
-__all__ = ["TYPES", "check_type", "quantize_file", "read_imatrix"]
+__all__ = ["TENSOR_TYPES", "TYPES", "check_type", "quantize_file", "read_imatrix"]
 
 # llama.cpp's names for whole-file mixes and its numbers for them (enum llama_ftype in llama.h).
 TYPES: dict[str, int] = {
@@ -24,16 +30,22 @@ TYPES: dict[str, int] = {
     "IQ3_S": 26, "IQ3_M": 27, "IQ2_S": 28, "IQ2_M": 29, "IQ4_XS": 30, "IQ1_M": 31, "BF16": 32, "TQ1_0": 36,
     "TQ2_0": 37, "MXFP4_MOE": 38,
 }  # fmt: skip
+# Types of one tensor and their numbers (enum ggml_type in ggml.h).
+TENSOR_TYPES: dict[str, int] = {
+    "F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q5_0": 6, "Q5_1": 7, "Q8_0": 8, "Q2_K": 10, "Q3_K": 11, "Q4_K": 12,
+    "Q5_K": 13, "Q6_K": 14, "IQ4_NL": 20, "IQ3_S": 21, "IQ4_XS": 23, "BF16": 30,
+}  # fmt: skip
 _NEEDS_IMATRIX = {"IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ1_S", "IQ1_M", "Q2_K_S"}
 
 
 def check_type(name: str, has_imatrix: bool) -> str:
-    """The type's canonical name.
+    """The type's canonical name, other types of single tensors included.
 
     Raises:
         SpecError: unknown, or one llama.cpp makes only with an importance matrix.
     """
-    canonical = name.strip().upper()
+    base, *others = name.strip().split("+")
+    canonical = base.strip().upper()
     if canonical not in TYPES:
         raise SpecError(
             f"no quantization type is called '{name}'",
@@ -48,7 +60,27 @@ def check_type(name: str, has_imatrix: bool) -> str:
             got="none",
             remedy="make one with llama.cpp's llama-imatrix, or leave the type out",
         )
-    return canonical
+    if others and canonical in ("F32", "F16", "BF16"):
+        raise SpecError(
+            f"{canonical} takes no other types for single tensors",
+            expected="a quantized type before the first +",
+            got=name,
+            remedy="llama.cpp copies all tensors for this type",
+        )
+    return "+".join([canonical, *(_check_tensor(other, name) for other in others)])
+
+
+def _check_tensor(text: str, whole: str) -> str:
+    tensor, _, kind = text.strip().partition("=")
+    kind = kind.upper()
+    if not re.fullmatch(r"[A-Za-z0-9_.]+", tensor) or kind not in TENSOR_TYPES:
+        raise SpecError(
+            f"'{text}' in '{whole}' names no type for a tensor",
+            expected="TENSOR=TYPE with a type of " + ", ".join(TENSOR_TYPES),
+            got=text,
+            remedy="write for example Q4_K_M+output=Q8_0+ffn_down=Q5_K",
+        )
+    return f"{tensor.removesuffix('.weight')}={kind}"
 
 
 def read_imatrix(path: str) -> dict[str, np.ndarray[Any, np.dtype[np.float32]]]:
@@ -130,8 +162,18 @@ def quantize_file(source: str, target: Path, kind: str, imatrix: str | None = No
     canonical = check_type(kind, imatrix is not None)
     lib, logged = start_backend()
     params = lib.llama_model_quantize_default_params()
-    params.ftype = TYPES[canonical]
+    base, *others = canonical.split("+")
+    params.ftype = TYPES[base]
     keep: list[Any] = []  # what the C side points to must outlive the call
+    if others:
+        overrides = (lib.llama_model_tensor_override * (len(others) + 1))()  # ends with an empty row
+        for row, other in zip(overrides, others, strict=False):
+            tensor, _, of_type = other.partition("=")
+            row.pattern = rf"(^|\.){tensor.replace('.', chr(92) + '.')}\.weight$".encode()
+            row.type = TENSOR_TYPES[of_type]
+            keep.append(row.pattern)
+        params.tt_overrides = ctypes.cast(overrides, ctypes.POINTER(lib.llama_model_tensor_override))
+        keep.append(overrides)
     if imatrix is not None:
         entries = read_imatrix(imatrix)
         table = (lib.llama_model_imatrix_data * (len(entries) + 1))()

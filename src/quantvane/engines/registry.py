@@ -10,7 +10,7 @@ from quantvane.engines.base import Engine
 from quantvane.engines.gguf_file import check_gguf, gguf_shards
 from quantvane.errors import ModelFileError, SpecError
 from quantvane.spec import ModelSpec
-from quantvane.store.trace import is_trace, read_manifest
+from quantvane.store.trace_manifest import is_trace, read_manifest
 
 __all__ = ["ENGINES", "RECORDED", "check_model", "engine_name", "floor_variation", "open_engine"]
 

@@ -52,7 +52,7 @@ class OutputMap:
         if self.softcap is not None:
             np.tanh(out / self.softcap, out=out)
             out *= self.softcap
-        return out
+        return np.asarray(out, dtype=np.float64)
 
     def slope(self, logits: FloatArray) -> FloatArray | float:
         """∂z/∂(Wh + b) at these logits: a, or a(1 − (z/c)²)."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 __all__ = ["Observation", "Step", "StreamSummary"]
 
@@ -61,6 +61,8 @@ class StreamSummary:
         alarms: every statistic that alarmed, in order of first passage.
         label: the stream's closing label; INVALID where no usable observation came, never NOMINAL.
         extremes: statistic → its extreme over the horizon, as calibration counts it.
+        means: "sigma" (of ln σ), "entropy", "kl", "nll" → mean over the horizon; NaN where nothing was seen. What drift
+            across streams is measured on.
     """
 
     tokens: int
@@ -68,3 +70,4 @@ class StreamSummary:
     alarms: tuple[str, ...]
     label: str
     extremes: dict[str, float]
+    means: dict[str, float] = field(default_factory=dict)

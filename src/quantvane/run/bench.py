@@ -230,7 +230,7 @@ def _flips(name: str, rows: Mapping[str, list[Row]], spec: BenchSpec) -> FlipsRe
     ours = {(row["task"], row["item"]): row for row in rows[REFERENCE]}
     reference = _set(spec.reference.stem, [ours[row["task"], row["item"]] for row in rows[name]])
     # The floor stops with the last candidate: only items that both have can be compared.
-    floor = _set(FLOOR, rows[FLOOR], keep) if FLOOR in rows else None
+    floor = [_set(FLOOR, rows[FLOOR], keep)] if FLOOR in rows else []
     return compare_sets(reference, [_set(name, rows[name])], margin=spec.margin, alpha=spec.alpha, noise=floor)
 
 

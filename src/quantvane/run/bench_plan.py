@@ -23,6 +23,7 @@ class BenchSpec:
         reference, candidates: models under their settings. names: unique names of the candidates.
         tasks: as `quantvane.tasks.harness.load_tasks` takes them; so ``limit``, ``fewshot``, ``metrics``, ``filters``
             (the last two as (task, name) pairs).
+        chat_template: prompts go through the reference's own chat template, for every model the same.
         replay: verify the reference's stored answers. one_at_a_time: answers grow one sequence at a time.
         slots: sequences at once. context: longest request with its answer; 0 for as long as the tasks need.
         seconds: allowed for one answer; 0 for no limit. measured: divergence and log-probabilities of answers.
@@ -39,6 +40,7 @@ class BenchSpec:
     fewshot: int | None = None
     metrics: tuple[tuple[str, str], ...] = ()
     filters: tuple[tuple[str, str], ...] = ()
+    chat_template: bool = False
     replay: bool = False
     one_at_a_time: bool = False
     slots: int = 32

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -59,7 +59,7 @@ class _Model:
             seconds = bench.seconds or float("inf")
             self.lm = EngineLM(
                 self.engine, context=context, slots=bench.slots, reference=reference, seconds=seconds,
-                serial=bench.one_at_a_time,
+                serial=bench.one_at_a_time, markup=bench.chat_template,
             )  # fmt: skip
         except BaseException:
             self.engine.close()
@@ -73,10 +73,15 @@ class _Model:
 class _Bench:
     """A run in progress."""
 
-    def __init__(self, spec: BenchSpec, out: Path, emit: Emit) -> None:
+    def __init__(self, spec: BenchSpec, out: Path, emit: Emit, template: Callable[..., str] | None) -> None:
         self.spec, self.out, self.emit = spec, out, emit
         found = load_tasks(
-            spec.tasks, limit=spec.limit, fewshot=spec.fewshot, metrics=dict(spec.metrics), filters=dict(spec.filters)
+            spec.tasks,
+            limit=spec.limit,
+            fewshot=spec.fewshot,
+            metrics=dict(spec.metrics),
+            filters=dict(spec.filters),
+            template=template,
         )
         self.tasks = {task.name: task for task in found}
         keys = item_order(found, spec)
@@ -117,11 +122,12 @@ def bench_models(spec: BenchSpec, out: Path, emit: Emit) -> None:
         QuantvaneError: the first thing that went wrong; finished items stay in the journals.
     """
     make_directory(out)
-    emit({"event": "loading", "model": "the tasks"})
-    run = _Bench(spec, out, emit)
     emit({"event": "loading", "model": REFERENCE})
     engine = open_engine(spec.reference, 512)
     try:
+        emit({"event": "loading", "model": "the tasks"})
+        template = EngineLM(engine, context=8, slots=1).apply_chat_template if spec.chat_template else None
+        run = _Bench(spec, out, emit, template)
         run.context = spec.context or _longest(run, engine)
         agree(out, _manifest(run, engine))
     finally:
@@ -292,6 +298,7 @@ def _manifest(run: _Bench, reference: Engine) -> dict[str, Any]:
         "context": run.context,
         "order": f"random, seed {spec.seed}" if spec.until_decided else "as given",
         "replay": spec.replay,
+        "chat_template": canonical_hash(reference.chat_template) if spec.chat_template else None,
     }
     return {
         "schema": 1,

@@ -13,7 +13,7 @@ from quantvane.run.local import run_worker
 from quantvane.store.atomic import make_directory, read_json, write_json
 from quantvane.store.manifest import package_versions
 
-__all__ = ["make_cohort"]
+__all__ = ["make_cohort", "make_imatrix"]
 
 
 def make_cohort(
@@ -76,6 +76,34 @@ def make_cohort(
             }
         )
     return records
+
+
+def make_imatrix(
+    reference: str,
+    text: str,
+    target: Path,
+    *,
+    context: int = 512,
+    chunks: int | None = None,
+    on_event: Callable[[dict[str, Any]], None] = lambda event: None,
+) -> Path:
+    """Make an importance matrix of a GGUF reference from a text; a file that is there is kept.
+
+    Args:
+        context: window in tokens. chunks: most windows; all by default.
+
+    Raises:
+        ModelFileError, CapabilityError, CorpusError, EngineCrashError, OutputError.
+    """
+    if not target.exists():
+        check_gguf(reference)
+        on_event({"event": "loading", "model": f"{reference} for the importance matrix"})
+        request = {
+            "task": "imatrix", "source": reference, "text": text, "target": str(target), "context": context,
+            "chunks": chunks,
+        }  # fmt: skip
+        run_worker(request, on_event)
+    return target
 
 
 def _stem(reference: str) -> str:

@@ -1,4 +1,8 @@
-"""The main job: plan, execute, merge, summarise, report."""
+"""The main job: plan, execute, merge, summarise, report.
+
+What the command needs before its child process can start is imported here, the rest where it is used: until the
+child runs, every import is waited for.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +22,9 @@ from quantvane.engines.registry import RECORDED, check_model, engine_name
 from quantvane.errors import CapabilityError, OutputError, QuantvaneError, SpecError
 from quantvane.run.cohort import make_cohort
 from quantvane.run.local import run_worker
-from quantvane.run.measure import journal_path
-from quantvane.run.plan import CompareSpec, Job, candidate_names, plan_jobs
-from quantvane.run.recorded import PROTOCOL_OPTIONS, adopt
+from quantvane.run.plan import CompareSpec, Job, candidate_names, journal_path, plan_jobs
 from quantvane.spec import ModelSpec, canonical_hash
 from quantvane.store.atomic import make_directory, read_json, to_json, write_json
-from quantvane.store.journal import read_journal
 
 __all__ = ["Comparison", "compare", "open_run", "run_compare"]
 
@@ -82,20 +83,58 @@ def run_compare(spec: CompareSpec, out: Path, on_event: OnEvent = lambda event: 
         _check_readable(text)
     make_directory(out)
     jobs = _plan(out, spec)
+    finishing = _Finishing(out, spec, jobs, on_event)
     if not is_complete(out):
         request = {
             "task": "measure", "spec": spec.to_dict(), "jobs": [job.to_dict() for job in jobs], "out": str(out),
         }  # fmt: skip
-        Thread(target=_warm_up, daemon=True).start()
         try:
-            run_worker(request, on_event)
+            run_worker(request, finishing.on_event)
         except QuantvaneError:
+            finishing.abandon()
             _discard_if_empty(out, jobs)
             raise
     on_event({"event": "summarizing"})
-    from quantvane.run.finish import finish
+    return Comparison(out, finishing.result())
 
-    return Comparison(out, finish(out, spec, jobs))
+
+class _Finishing:
+    """What follows the measurement, loaded and begun while the worker still measures.
+
+    Attributes:
+        on_event: for the worker's events; passes them on.
+    """
+
+    def __init__(self, out: Path, spec: CompareSpec, jobs: Sequence[Job], on_event: OnEvent) -> None:
+        self._arguments = out, spec, jobs
+        self._pass_on = on_event
+        self._finisher: Any = None
+        self._warm_up = Thread(target=_warm_up, daemon=True)
+
+    def on_event(self, event: dict[str, Any]) -> None:
+        if event["event"] == "loading" and self._warm_up.ident is None:
+            self._warm_up.start()
+        elif event["event"] == "measured":
+            self._get().measured(event["journal"])
+        self._pass_on(event)
+
+    def _get(self) -> Any:
+        if self._finisher is None:
+            from quantvane.run.finish import Finisher
+
+            # Compiled code runs on one thread pool that takes one caller at a time: the warm-up must be over.
+            if self._warm_up.ident is not None:
+                self._warm_up.join()
+            self._finisher = Finisher(*self._arguments)
+        return self._finisher
+
+    def abandon(self) -> None:
+        if self._finisher is not None:
+            self._finisher.close()
+
+    def result(self) -> dict[str, Any]:
+        made: dict[str, Any] = self._get().finish()
+        return made
 
 
 def _warm_up() -> None:
@@ -146,6 +185,8 @@ def _plan(out: Path, spec: CompareSpec) -> list[Job]:
 
 def _discard_if_empty(out: Path, jobs: Sequence[Job]) -> None:
     """After a failure before the first finished unit there is nothing to continue: leave nothing behind."""
+    from quantvane.store.journal import read_journal
+
     if any(next(read_journal(journal_path(out, job)), None) for job in jobs):
         return
     shutil.rmtree(out / "journal", ignore_errors=True)
@@ -230,6 +271,8 @@ def compare(
         given += [ModelSpec(record["path"]).with_defaults(dict(reference.settings)) for record in cohort]
     asked = {"context": context, "chunks": chunks, **options}
     if recorded:
+        from quantvane.run.recorded import PROTOCOL_OPTIONS, adopt
+
         name = engine_name(reference)
         reference, adopted = adopt(name, reference, given, texts, asked)
         asked = {**{k: v for k, v in asked.items() if k not in PROTOCOL_OPTIONS}, **adopted}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,14 @@ from quantvane.displacement.aggregate import aggregate
 from quantvane.displacement.ranking import compare_candidates
 from quantvane.errors import OutputError, ProtocolMismatchError
 from quantvane.report import build_report
-from quantvane.run.measure import journal_path
 from quantvane.run.peer_taps import peer_record, write_peer_tables
-from quantvane.run.plan import CompareSpec, Job
+from quantvane.run.plan import CompareSpec, Job, journal_path
 from quantvane.spec import slug
 from quantvane.store.atomic import read_json, write_bytes, write_json
 from quantvane.store.journal import read_journal
-from quantvane.store.tokens import columns_of, write_tokens
-from quantvane.types import TOKEN_FIELDS
+from quantvane.store.tokens import TokenColumns, write_tokens
 
-__all__ = ["FLOOR", "finish", "floor_of", "merge", "summarize", "token_path", "write_report"]
+__all__ = ["FLOOR", "Finisher", "floor_of", "merge", "summarize", "token_path", "write_report"]
 
 FLOOR = "noise-floor"
 
@@ -40,6 +39,7 @@ def _batches(out: Path, jobs: Sequence[Job], position: int, models: int) -> Iter
 
 
 def merge(out: Path, spec: CompareSpec, jobs: Sequence[Job]) -> None:
+    """Token tables of every model that these jobs measured; ``jobs`` holds all shards of a group."""
     groups: dict[tuple[int, ...], list[Job]] = {}
     for job in jobs:
         groups.setdefault(job.candidates, []).append(job)
@@ -51,17 +51,56 @@ def merge(out: Path, spec: CompareSpec, jobs: Sequence[Job]) -> None:
             write_peer_tables(out, names, [journal_path(out, job) for job in sorted(shards, key=lambda j: j.shard)])
 
 
-def finish(out: Path, spec: CompareSpec, jobs: Sequence[Job]) -> dict[str, Any]:
-    """Merge the journals into token tables, write the summary and the report, and mark the run complete."""
-    manifest = read_json(out / "manifest.json")
-    if manifest["state"] == "measuring":
-        merge(out, spec, jobs)
-        manifest["state"] = "complete"
-        write_json(out / "manifest.json", manifest)
-        shutil.rmtree(out / "journal", ignore_errors=True)
-    summary = summarize(out)
-    write_report(out, summary)
-    return summary
+class Finisher:
+    """Makes tables and aggregates of a group of candidates as soon as it is measured.
+
+    The worker goes on measuring meanwhile; what was made early is only a cache, and `finish` makes the rest. The
+    tables' bytes depend on the journals alone, so making them twice (after an interruption) changes nothing.
+    """
+
+    def __init__(self, out: Path, spec: CompareSpec, jobs: Sequence[Job]) -> None:
+        self._out, self._spec, self._jobs = out, spec, jobs
+        self._measured: set[str] = set()
+        self._early: dict[tuple[int, ...], Future[dict[str, dict[str, Any]]]] = {}
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="quantvane-finish")
+
+    def measured(self, journal: str) -> None:
+        """Take note that the job with this journal is done."""
+        self._measured.add(journal)
+        for job in self._jobs:
+            shards = self._shards(job.candidates)
+            ready = all(journal_path(self._out, j).name in self._measured for j in shards)
+            if job.candidates and ready and job.candidates not in self._early:
+                self._early[job.candidates] = self._pool.submit(self._make, shards)
+
+    def _shards(self, candidates: tuple[int, ...]) -> list[Job]:
+        return [job for job in self._jobs if job.candidates == candidates]
+
+    def _make(self, shards: Sequence[Job]) -> dict[str, dict[str, Any]]:
+        merge(self._out, self._spec, shards)
+        manifest = read_json(self._out / "manifest.json")
+        names = [self._spec.names[i] for i in shards[0].candidates]
+        return {name: _aggregates(self._out, name, manifest, self._spec) for name in names}
+
+    def finish(self) -> dict[str, Any]:
+        """Merge the journals into token tables, write the summary and the report, and mark the run complete."""
+        manifest = read_json(self._out / "manifest.json")
+        made: dict[str, dict[str, Any]] = {}
+        if manifest["state"] == "measuring":
+            for future in self._early.values():
+                made.update(future.result())
+            merge(self._out, self._spec, [job for job in self._jobs if job.candidates not in self._early])
+            manifest["state"] = "complete"
+            write_json(self._out / "manifest.json", manifest)
+            shutil.rmtree(self._out / "journal", ignore_errors=True)
+        self.close()
+        summary = summarize(self._out, made)
+        write_report(self._out, summary)
+        return summary
+
+    def close(self) -> None:
+        """Wait for what runs and start nothing more."""
+        self._pool.shutdown(cancel_futures=True)
 
 
 def write_report(out: Path, summary: dict[str, Any]) -> list[Path]:
@@ -73,36 +112,33 @@ def write_report(out: Path, summary: dict[str, Any]) -> list[Path]:
     return paths
 
 
-def _clusters(columns: dict[str, Any], documents: int) -> tuple[Any, str]:
+def _clusters(columns: TokenColumns, manifest: dict[str, Any]) -> tuple[Any, str]:
     """Cluster number of every row: its document where there are several, else its window."""
-    if documents > 1:
+    if sum(c["documents"] for c in manifest["corpora"]) > 1:
         key = columns["corpus"].astype(np.int64) << 32 | columns["document"].astype(np.int64)
-        return np.unique(key, return_inverse=True)[1], "document"
-    return np.unique(columns["window"], return_inverse=True)[1], "window"
+        return np.unique(key, return_inverse=True)[1].astype(np.int32), "document"
+    return np.unique(columns["window"], return_inverse=True)[1].astype(np.int32), "window"
 
 
-_COLUMNS = ("corpus", "document", "window", "position", "category", *TOKEN_FIELDS)
-
-
-def _aggregates(
-    columns: dict[str, Any], clusters: Any, manifest: dict[str, Any], options: dict[str, Any]
-) -> dict[str, Any]:
+def _aggregates(out: Path, name: str, manifest: dict[str, Any], spec: CompareSpec) -> dict[str, Any]:
     """Pooled aggregates of one candidate, and those of each corpus and category."""
+    columns = TokenColumns(token_path(out, name))
+    clusters, _ = _clusters(columns, manifest)
+    options: dict[str, Any] = {"seed": spec.seed, "resamples": spec.resamples}
 
     def part(rows: Any) -> dict[str, Any]:
-        chosen = {name: values[rows] for name, values in columns.items()}
-        _, own = np.unique(clusters[rows], return_inverse=True)
-        result: dict[str, Any] = aggregate(chosen, own, **options).to_dict()
+        result: dict[str, Any] = aggregate(columns.only(rows), clusters[rows], **options).to_dict()
         return result
 
-    out = part(slice(None))
+    made: dict[str, Any] = aggregate(columns, clusters, **options).to_dict()
     corpora = manifest["corpora"]
     if len(corpora) > 1:
-        out["corpora"] = {c["name"]: part(columns["corpus"] == i) for i, c in enumerate(corpora)}
-    categories = sorted(set(columns["category"]) - {""})
-    if categories:
-        out["categories"] = {name: part(columns["category"] == name) for name in categories}
-    return out
+        corpus = columns["corpus"]
+        made["corpora"] = {c["name"]: part(corpus == i) for i, c in enumerate(corpora)}
+    codes, labels = columns.categories()
+    if set(labels) - {""}:
+        made["categories"] = {label: part(codes == labels.index(label)) for label in sorted(set(labels) - {""})}
+    return made
 
 
 def _recorded_floor(path: Path, manifest: dict[str, Any]) -> dict[str, Any]:
@@ -128,7 +164,7 @@ def floor_of(out: Path, manifest: dict[str, Any], noise: str | None = None) -> d
     path = token_path(out, FLOOR)
     if not path.exists():
         return {"kld_mean": None, "reason": "not measured (--floor-windows 0)"}
-    columns = columns_of(path, ["window", "kld", "same_top1"])
+    columns = TokenColumns(path)
     record = next(iter(manifest["floor"].values()))
     changed = {
         key: value
@@ -145,8 +181,30 @@ def floor_of(out: Path, manifest: dict[str, Any], noise: str | None = None) -> d
     }
 
 
-def summarize(out: Path) -> dict[str, Any]:
+class _Klds(Mapping[str, Any]):
+    """Candidate → its kld column, read when asked for."""
+
+    def __init__(self, out: Path, names: Sequence[str]) -> None:
+        self._out, self._names = out, names
+
+    def __getitem__(self, name: str) -> Any:
+        return TokenColumns(token_path(self._out, name))["kld"]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+
+def summarize(out: Path, made: Mapping[str, dict[str, Any]] | None = None) -> dict[str, Any]:
     """The JSON document of ``compare``, from the stored tables alone; written to ``summary.json``.
+
+    Args:
+        made: aggregates that are there already, by candidate; the others are made from its table.
 
     Raises:
         OutputError: no complete run there.
@@ -160,23 +218,19 @@ def summarize(out: Path) -> dict[str, Any]:
             remedy="run the same compare command again; it continues",
         )
     spec = CompareSpec.from_dict(manifest["spec"])
-    options = {"seed": spec.seed, "resamples": spec.resamples}
-    documents = sum(c["documents"] for c in manifest["corpora"])
     floor = floor_of(out, manifest, spec.noise)
     candidates: list[dict[str, Any]] = []
-    klds: dict[str, Any] = {}
     reference_ppl: dict[str, Any] = {}
-    unit, clusters = "window", np.empty(0, np.int64)
     for name in spec.names:
-        columns = columns_of(token_path(out, name), _COLUMNS)
-        clusters, unit = _clusters(columns, documents)
-        measured = _aggregates(columns, clusters, manifest, options)
+        measured = dict((made or {}).get(name) or _aggregates(out, name, manifest, spec))
         reference_ppl = measured.pop("ppl_ref")
         candidates.append({**_identity(manifest["candidates"][name]), **measured})
         if spec.peer_statistics:
             candidates[-1]["peer"] = peer_record(out, name)
-        klds[name] = columns["kld"]
-    ranks = compare_candidates(klds, clusters, floor["kld_mean"], **options)
+    clusters, unit = _clusters(TokenColumns(token_path(out, spec.names[0])), manifest)
+    ranks = compare_candidates(
+        _Klds(out, spec.names), clusters, floor["kld_mean"], seed=spec.seed, resamples=spec.resamples
+    )
     by_name = {rank.name: rank for rank in ranks}
     for entry in candidates:
         entry.update(by_name[entry["name"]].to_dict())

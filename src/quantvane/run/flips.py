@@ -26,17 +26,19 @@ POOLED = "(pooled)"
 
 @dataclass(frozen=True, slots=True)
 class FloorFlips:
-    """The reference against itself under another setting, on the same items.
+    """The reference against itself on the same items: under another setting, run again, or with other sampling seeds.
 
     Attributes:
-        drops, leapfrogs: of that floor. shared: items that flip for the candidate as well.
-        inside: whether the candidate has no more flips than the floor: then they are no evidence of anything.
+        drops, leapfrogs: of the run with most flips. shared: items that flip for the candidate and in any of the runs.
+        inside: whether the candidate has no more flips than that run: then they are no evidence of anything.
+        runs: how many runs the floor is made of.
     """
 
     drops: int
     leapfrogs: int
     shared: int
     inside: bool
+    runs: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +153,7 @@ def flips(
     options: ReadOptions | None = None,
     counts_as: Mapping[str, str] | None = None,
     alpha: float = 0.05,
-    noise: str | Path | None = None,
+    noise: str | Path | Sequence[str | Path] = (),
 ) -> FlipsResult:
     """Paired direction analysis of outcome files.
 
@@ -163,7 +165,8 @@ def flips(
         options: which filter, metric or column counts where a file holds several.
         counts_as: outcome state → "wrong", "correct", "scored" or "excluded".
         alpha: level of the tests; intervals cover 1 − alpha.
-        noise: outcomes of the reference itself under another setting: the noise floor.
+        noise: outcomes of the reference itself under another setting, run again, or with other sampling seeds, one
+            file or several: the noise floor.
 
     Raises:
         DataError: unreadable files, items that do not match.
@@ -180,7 +183,8 @@ def flips(
     given = list(names) if len(names) == len(candidates) + 1 else ["", *(names or [""] * len(candidates))]
     declared(counts_as)  # a wrong declaration fails before anything is read
     sets = [read_outcomes(path, name, options) for path, name in zip([base, *candidates], given, strict=True)]
-    floor = read_outcomes(noise, "", options) if noise is not None else None
+    files = [noise] if isinstance(noise, str | Path) else noise
+    floor = [read_outcomes(file, "", options) for file in files]
     return compare_sets(sets[0], sets[1:], margin=margin, tasks=tasks, counts_as=counts_as, alpha=alpha, noise=floor)
 
 
@@ -199,7 +203,7 @@ def compare_sets(
     tasks: Sequence[str] = (),
     counts_as: Mapping[str, str] | None = None,
     alpha: float = 0.05,
-    noise: OutcomeSet | None = None,
+    noise: Sequence[OutcomeSet] = (),
 ) -> FlipsResult:
     """`flips` for outcomes already read."""
     names = [candidate.name for candidate in candidates]
@@ -213,7 +217,7 @@ def compare_sets(
         )
     setting = _Setting(margin, alpha, counts_as)
     ref = reference.only(tasks)
-    floor = _flipped(align(ref, noise.only(tasks)), setting) if noise is not None else None
+    floor = [_flipped(align(ref, run.only(tasks)), setting) for run in noise]
     found = [_candidate(align(ref, c.only(tasks)), c.name, setting, floor) for c in candidates]
     return FlipsResult(margin, reference.name, tuple(found))
 
@@ -234,31 +238,29 @@ def _flipped(pairs: Alignment, setting: _Setting) -> _Signs:
     return found
 
 
-def _floors(flipped: _Signs, floor: _Signs) -> dict[str, FloorFlips]:
+def _floors(tasks: Sequence[str], flipped: _Signs, floor: Sequence[_Signs]) -> dict[str, FloorFlips]:
     out = {}
-    for task in [*dict.fromkeys(key[0] for key in [*flipped, *floor]), POOLED]:
-        own, noise = (
-            {k: v for k, v in signs.items() if task in (k[0], POOLED)} for signs in (flipped, floor)
-        )
+    for task in [*tasks, POOLED]:
+        own, *runs = ({k: v for k, v in signs.items() if task in (k[0], POOLED)} for signs in (flipped, *floor))
+        most = max(runs, key=len)
         out[task] = FloorFlips(
-            sum(v < 0 for v in noise.values()),
-            sum(v > 0 for v in noise.values()),
-            len(own.keys() & noise.keys()),
-            len(own) <= len(noise),
+            sum(v < 0 for v in most.values()),
+            sum(v > 0 for v in most.values()),
+            len(own.keys() & set().union(*runs)),
+            len(own) <= len(most),
+            len(runs),
         )
     return out
 
 
-def _candidate(pairs: Alignment, name: str, setting: _Setting, floor: _Signs | None) -> CandidateFlips:
+def _candidate(pairs: Alignment, name: str, setting: _Setting, floor: Sequence[_Signs]) -> CandidateFlips:
     found = {t.task: _compare(t.reference, t.candidate, setting) for t in pairs.tasks}
     everything = (
         [o for t in pairs.tasks for o in t.reference],
         [o for t in pairs.tasks for o in t.candidate],
     )
     adjusted = holm([c.mcnemar_p for c in found.values()])
-    noise = {} if floor is None else _floors(_flipped(pairs, setting), floor)
-    if floor is not None:
-        noise |= {task: FloorFlips(0, 0, 0, True) for task in found if task not in noise}
+    noise = _floors(list(found), _flipped(pairs, setting), floor) if floor else {}
     return CandidateFlips(
         name,
         _compare(*everything, setting),

@@ -85,18 +85,28 @@ def _environment() -> dict[str, str]:
     return {"GOMP_SPINCOUNT": "20000", **os.environ}
 
 
+def _spent() -> tuple[float, float, float]:
+    """Now, seconds all processors were busy, seconds this process used."""
+    now = psutil.cpu_times()
+    busy = sum(now) - now.idle - getattr(now, "iowait", 0.0)
+    return time.monotonic(), busy, time.process_time()
+
+
+_AT_START = _spent()
+
+
 def _others_busy(interval: float = 0.1) -> float:
-    """Share of this machine's processors that other processes keep busy, over a moment."""
+    """Share of this machine's processors that other processes keep busy, since this module was loaded.
 
-    def spent() -> tuple[float, float]:
-        now = psutil.cpu_times()
-        return sum(now) - now.idle - getattr(now, "iowait", 0.0), time.process_time()
-
-    before = spent()
-    time.sleep(interval)
-    after = spent()
-    others = (after[0] - before[0]) - (after[1] - before[1])
-    return others / (interval * (psutil.cpu_count() or 1))
+    Looks at the last ``interval`` seconds instead where that was long ago.
+    """
+    before = _AT_START
+    if not interval <= time.monotonic() - before[0] <= 10 * interval:
+        before = _spent()
+        time.sleep(interval)
+    after = _spent()
+    others = (after[1] - before[1]) - (after[2] - before[2])
+    return others / ((after[0] - before[0]) * (psutil.cpu_count() or 1))
 
 
 def _how(status: int) -> str:

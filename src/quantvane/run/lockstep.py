@@ -13,13 +13,14 @@ from quantvane.errors import DataError, EngineError
 from quantvane.store.tokens import token_batch
 from quantvane.types import TOKEN_FIELDS, TokenMetrics, Window
 
-__all__ = ["Measure", "Rows", "measure_unit", "units"]
+__all__ = ["FLOOR_UNIT_TOKENS", "Measure", "Rows", "measure_unit", "units"]
 
 Logits = npt.NDArray[np.float32]
 Columns = dict[str, Any]
 Measure = Callable[[Logits, Logits, npt.NDArray[np.int32]], TokenMetrics]
 
 UNIT_TOKENS = 2048
+FLOOR_UNIT_TOKENS = 512
 HELD_BYTES = 64 * 2**20
 
 

@@ -12,25 +12,20 @@ from typing import Any
 from quantvane.engines.base import Engine, EngineInfo, require
 from quantvane.engines.registry import floor_variation, open_engine
 from quantvane.errors import OutputError
-from quantvane.run.lockstep import Measure, measure_unit, units
+from quantvane.run.lockstep import FLOOR_UNIT_TOKENS, Measure, measure_unit, units
 from quantvane.run.peer_taps import PeerTaps
 from quantvane.run.pipeline import measure_units, workers_for
-from quantvane.run.plan import CompareSpec, Job
+from quantvane.run.plan import CompareSpec, Job, journal_path
 from quantvane.run.prepare import Prepared, check_vocabulary, prepare
 from quantvane.spec import ModelSpec
 from quantvane.store.atomic import make_directory, read_json, write_json
 from quantvane.store.journal import Journal
-from quantvane.store.manifest import package_versions
+from quantvane.store.manifest import package_versions, processor
 
-__all__ = ["Emit", "add_model", "agree", "do_job", "info_record", "journal_path", "kernel_of", "measure",
+__all__ = ["Emit", "add_model", "agree", "do_job", "info_record", "kernel_of", "measure",
            "opened", "processor"]  # fmt: skip
 
 Emit = Callable[[dict[str, Any]], None]
-
-
-def journal_path(out: Path, job: Job) -> Path:
-    """Where a job keeps its finished units."""
-    return out / "journal" / f"{job.id}-{job.shard[0]}of{job.shard[1]}.journal"
 
 
 def info_record(name: str, spec: ModelSpec, info: EngineInfo) -> dict[str, Any]:
@@ -85,6 +80,7 @@ def measure(spec: CompareSpec, jobs: Sequence[Job], out: Path, emit: Emit) -> No
         kernel = kernel_of(spec)
         for job in jobs:
             do_job(job, spec, prepared, reference, kernel, out, emit)
+            emit({"event": "measured", "journal": journal_path(out, job).name})
 
 
 def do_job(
@@ -97,7 +93,8 @@ def do_job(
     else:
         models = [(spec.names[i], spec.candidates[i]) for i in job.candidates]
         share = list(prepared.windows)
-    todo = units(share)
+    # The floor has few windows: smaller units let its two models decode at once.
+    todo = units(share, FLOOR_UNIT_TOKENS) if job.is_floor else units(share)
     index, of = job.shard
     todo = todo[len(todo) * index // of : len(todo) * (index + 1) // of]
     with Journal(journal_path(out, job)) as journal, PeerTaps(journal_path(out, job), spec, job) as taps:
@@ -153,16 +150,6 @@ def _manifest(spec: CompareSpec, prepared: Prepared, reference: Engine) -> dict[
         "versions": package_versions(),
         "hardware": {"machine": platform.machine(), "processor": processor(), "system": platform.system()},
     }
-
-
-def processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or "unknown"
 
 
 # A continued run must be the same measurement: these have to agree with what the directory holds.

@@ -54,10 +54,13 @@ def measure_units(
     # A task waits only for tasks submitted before it, and the pool starts them in that order: the oldest
     # unfinished one never waits, so there is always progress.
     try:
-        own: Future[list[Logits]] | None = None
+        # The reference runs one unit ahead: no candidate then waits for it, but at the very start.
+        ahead = pool.submit(_reference, reference, todo[0], None)
         previous: list[Future[Columns] | None] = [None] * len(candidates)
-        for unit in todo:
-            own = pool.submit(_reference, reference, unit, own)
+        for number, unit in enumerate(todo):
+            own = ahead
+            if number + 1 < len(todo):
+                ahead = pool.submit(_reference, reference, todo[number + 1], own)
             tasks = [
                 pool.submit(_candidate, measure, unit, own, name, engine, before)
                 for (name, engine), before in zip(candidates, previous, strict=True)

@@ -11,7 +11,7 @@ from quantvane.engines.registry import RECORDED
 from quantvane.errors import SpecError
 from quantvane.spec import PROTOCOLS, ModelSpec, canonical_hash
 
-__all__ = ["CompareSpec", "Job", "candidate_names", "check_fields", "plan_jobs"]
+__all__ = ["CompareSpec", "Job", "candidate_names", "check_fields", "journal_path", "plan_jobs"]
 
 
 def check_fields(checks: Sequence[tuple[bool, str, str, Any]], command: str) -> None:
@@ -182,3 +182,8 @@ def plan_jobs(spec: CompareSpec, memory: int) -> list[Job]:
     if spec.floor_windows and not own_floor:
         jobs.append(Job("floor", ()))
     return jobs
+
+
+def journal_path(out: Path, job: Job) -> Path:
+    """Where a job keeps its finished units."""
+    return out / "journal" / f"{job.id}-{job.shard[0]}of{job.shard[1]}.journal"

@@ -16,7 +16,7 @@ from quantvane.run.plan import CompareSpec, check_fields
 from quantvane.spec import ModelSpec, canonical_hash
 from quantvane.store.atomic import make_directory, read_json, to_json
 from quantvane.store.frames import last_unit
-from quantvane.store.trace import ROWS, read_manifest
+from quantvane.store.trace_manifest import ROWS, read_manifest
 
 __all__ = ["FILES", "STORES", "RecordSpec", "Recording", "record"]
 

@@ -12,7 +12,7 @@ from quantvane.corpora.text import read_corpus
 from quantvane.errors import CorpusError, ProtocolMismatchError, SpecError
 from quantvane.spec import ModelSpec, Protocol
 from quantvane.store.kld_file import KldFile
-from quantvane.store.trace import read_manifest
+from quantvane.store.trace_manifest import read_manifest
 
 __all__ = ["PROTOCOL_OPTIONS", "adopt"]
 

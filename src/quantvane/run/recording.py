@@ -29,7 +29,6 @@ from quantvane.store.manifest import package_versions
 from quantvane.store.trace import (
     BIAS,
     HEAD,
-    ROWS,
     Sample,
     Trace,
     pack_floats,
@@ -40,6 +39,7 @@ from quantvane.store.trace import (
     write_vocabulary,
     write_windows,
 )  # fmt: skip
+from quantvane.store.trace_manifest import ROWS
 from quantvane.types import Window
 
 __all__ = ["record_reference"]

@@ -20,17 +20,30 @@ __all__ = ["main", "perform"]
 
 
 def perform(request: dict[str, Any], emit: Any) -> None:
-    """Do what a request asks for: ``measure``, ``record``, ``bench``, ``fisher`` or ``quantize``."""
+    """Do what a request asks for: ``measure``, ``record``, ``bench``, ``fisher``, ``trajectories``, ``quantize`` …"""
     if request["task"] == "quantize":
         from quantvane.engines.quantize import quantize_file
 
         quantize_file(request["source"], Path(request["target"]), request["type"], request.get("imatrix"))
+        return
+    if request["task"] == "imatrix":
+        from quantvane.engines.imatrix import collect_imatrix, write_imatrix
+
+        text = Path(request["text"])
+        context, chunks = request["context"], request["chunks"]
+        found = collect_imatrix(request["source"], text.read_text("utf-8"), context=context, chunks=chunks)
+        write_imatrix(Path(request["target"]), found, text.name, context)
         return
     if request["task"] == "record":
         from quantvane.run.record import RecordSpec
         from quantvane.run.recording import record_reference
 
         record_reference(RecordSpec.from_dict(request["spec"]), Path(request["out"]), emit)
+        return
+    if request["task"] == "trajectories":
+        from quantvane.run.calibrate_work import RecordTrajectories, record_trajectories
+
+        record_trajectories(RecordTrajectories.from_dict(request["spec"]), Path(request["out"]), emit)
         return
     if request["task"] == "bench":
         from quantvane.run.bench_plan import BenchSpec

@@ -1,10 +1,12 @@
-"""Who measured: package versions for the manifest."""
+"""Who measured, and on what, for the manifest."""
 
 from __future__ import annotations
 
+import platform
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
-__all__ = ["package_versions"]
+__all__ = ["package_versions", "processor"]
 
 _NAMES = ("quantvane", "llama-cpp-python", "transformers", "torch", "numpy", "numba", "scipy", "pyarrow")
 
@@ -18,3 +20,14 @@ def package_versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def processor() -> str:
+    """The processor's own name, or "unknown"."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or "unknown"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from quantvane.errors import OutputError
 from quantvane.store.atomic import atomic_path
 from quantvane.types import TOKEN_FIELDS, Window
 
-__all__ = ["SCHEMA", "SCHEMA_VERSION", "columns_of", "token_batch", "write_tokens"]
+__all__ = ["SCHEMA", "SCHEMA_VERSION", "TokenColumns", "token_batch", "write_tokens"]
 
 SCHEMA_VERSION = 1
 _INT = ("top1_ref", "top1_cand", "rank_in_cand")
@@ -34,7 +34,7 @@ SCHEMA = pa.schema(
     ],
     metadata={"quantvane.schema": str(SCHEMA_VERSION)},
 )
-_ROW_GROUP = 1 << 16
+_ROW_GROUP = 1 << 14  # a writer holds a few copies of one
 
 
 def token_batch(window: Window, metrics: Mapping[str, Any]) -> Any:
@@ -86,34 +86,73 @@ def write_tokens(path: Path, batches: Iterable[Any]) -> int:
     return rows
 
 
-def columns_of(path: Path, names: Iterable[str]) -> dict[str, Any]:
-    """Columns of a token table as numpy arrays (category as strings).
+class TokenColumns(Mapping[str, Any]):
+    """The columns of a token table, each read when it is asked for and not kept: a summary then needs the memory
+    of a few columns, however many there are.
+
+    ``rows``: (T,) bool, the rows to keep; all by default. Category labels come as `categories`, not as a column.
 
     Raises:
         OutputError: missing, damaged, or written under another schema version.
     """
-    try:
-        table = pq.ParquetFile(path).read(columns=list(names))  # pq.read_table would import pandas
-        version = (table.schema.metadata or {}).get(b"quantvane.schema", b"?").decode()
-    except (OSError, pa.ArrowInvalid) as problem:
-        raise OutputError(
-            f"cannot read the token table '{path}'",
+
+    def __init__(self, path: Path, rows: Any = None) -> None:
+        self._path, self._rows = path, rows
+        try:
+            # memory-mapped: pages of the file are the kernel's to drop; pq.read_table would import pandas
+            self._file = pq.ParquetFile(path, memory_map=True)
+        except (OSError, pa.ArrowInvalid) as problem:
+            raise self._damaged(problem) from None
+        version = (self._file.schema_arrow.metadata or {}).get(b"quantvane.schema", b"?").decode()
+        if version != str(SCHEMA_VERSION):
+            raise OutputError(
+                f"'{path}' was written under another schema",
+                expected=f"schema {SCHEMA_VERSION}",
+                got=f"schema {version}",
+                remedy="measure again with this version",
+            )
+
+    def _damaged(self, problem: Exception) -> OutputError:
+        return OutputError(
+            f"cannot read the token table '{self._path}'",
             expected="a Parquet file written by quantvane",
             got=str(problem),
             remedy="run the command that makes it again",
-        ) from None
-    if version != str(SCHEMA_VERSION):
-        raise OutputError(
-            f"'{path}' was written under another schema",
-            expected=f"schema {SCHEMA_VERSION}",
-            got=f"schema {version}",
-            remedy="measure again with this version",
         )
-    return {
-        name: table[name].cast(pa.string()).to_numpy(zero_copy_only=False)
-        if name == "category"
-        else table[name].to_numpy()
-        for name in table.column_names
-    }
+
+    def _read(self, name: str) -> Any:
+        try:
+            return self._file.read(columns=[name])[name]
+        except (OSError, pa.ArrowInvalid) as problem:
+            raise self._damaged(problem) from None
+
+    def __getitem__(self, name: str) -> Any:
+        """(T,) numpy array of the column. Raises KeyError for a name that is no column of numbers."""
+        if name not in _NUMBERS:
+            raise KeyError(name)
+        values = self._read(name).to_numpy()
+        return values if self._rows is None else values[self._rows]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_NUMBERS)
+
+    def __len__(self) -> int:
+        return len(_NUMBERS)
+
+    def only(self, rows: Any) -> TokenColumns:
+        """The same table, of some rows alone."""
+        return TokenColumns(self._path, rows if self._rows is None else _within(self._rows, rows))
+
+    def categories(self) -> tuple[Any, tuple[str, ...]]:
+        """(codes (T,), labels): the category of every row of the whole table as a number, and their names."""
+        column = self._read("category").unify_dictionaries().combine_chunks()
+        return column.indices.to_numpy(), tuple(column.dictionary.to_pylist())
 
 
+_NUMBERS = tuple(name for name in SCHEMA.names if name != "category")
+
+
+def _within(outer: Any, inner: Any) -> Any:
+    rows = outer.copy()
+    rows[outer] = inner
+    return rows

@@ -24,17 +24,16 @@ import pyarrow.parquet as pq
 from quantvane.errors import TraceError
 from quantvane.store.atomic import atomic_path, write_bytes
 from quantvane.store.frames import FrameReader, RowShape
+from quantvane.store.trace_manifest import AGAIN, ROWS, read_manifest
 from quantvane.types import Window
 
 __all__ = [
-    "HEAD", "KINDS", "ROWS", "Sample", "Trace", "is_trace", "pack_floats", "read_manifest", "row_type",
+    "HEAD", "KINDS", "Sample", "Trace", "pack_floats", "row_type",
     "unpack_floats", "write_array", "write_samples", "write_vocabulary", "write_windows",
 ]  # fmt: skip
 
-SCHEMA = 1
 KINDS = ("hidden", "logits")
-ROWS, HEAD, BIAS = "rows.bin", "head.npy", "bias.npy"
-_AGAIN = "record the reference again, or copy the trace again from where it was made"
+HEAD, BIAS = "head.npy", "bias.npy"
 _STORED = {"f32": "<f4", "f16": "<f2", "bf16": "<u2"}
 
 
@@ -64,49 +63,6 @@ class Sample:
 
     text: str
     tokens: npt.NDArray[np.int32]
-
-
-def is_trace(path: str | Path) -> bool:
-    """Whether a path is a directory that ``quantvane record`` began."""
-    try:
-        held = json.loads((Path(path) / "manifest.json").read_bytes())
-    except (OSError, ValueError):
-        return (Path(path) / ROWS).exists()
-    return isinstance(held, dict) and held.get("command") == "record"
-
-
-def read_manifest(path: str | Path) -> dict[str, Any]:
-    """The manifest of a complete trace.
-
-    Raises:
-        TraceError: missing, damaged, written under another schema, or not finished.
-    """
-    place = Path(path) / "manifest.json"
-    try:
-        manifest: dict[str, Any] = json.loads(place.read_bytes())
-        found = (manifest["command"], manifest["schema"], manifest["state"])
-    except (OSError, ValueError, KeyError, TypeError) as problem:
-        raise TraceError(
-            f"'{path}' is no trace, or its manifest is damaged",
-            expected="a directory made by quantvane record",
-            got=f"{type(problem).__name__}: {problem}",
-            remedy=_AGAIN,
-        ) from None
-    if found[:2] != ("record", SCHEMA):
-        raise TraceError(
-            f"'{path}' cannot be read by this version",
-            expected=f"a trace of schema {SCHEMA}",
-            got=f"'{found[0]}' of schema {found[1]}",
-            remedy="record the reference again with this version",
-        )
-    if found[2] != "complete":
-        raise TraceError(
-            f"the trace '{path}' is not finished",
-            expected="a complete trace",
-            got=f"state '{found[2]}'",
-            remedy="run the same record command again; it continues",
-        )
-    return manifest
 
 
 def _digest(path: Path) -> dict[str, Any]:
@@ -193,7 +149,7 @@ class Trace:
                 f"the trace '{path}' is damaged",
                 expected="the tables quantvane record writes",
                 got=f"{type(problem).__name__}: {problem}",
-                remedy=_AGAIN,
+                remedy=AGAIN,
             ) from None
         self._rows = FrameReader(path / ROWS, self.shape)
 
@@ -219,7 +175,7 @@ class Trace:
                     f"'{self.path / name}' is missing or not as it was written",
                     expected=f"{expected['bytes']} bytes, SHA-256 {expected['sha256'][:16]}…",
                     got=f"{got['bytes']} bytes, SHA-256 {got['sha256'][:16]}…" if isinstance(got, dict) else str(got),
-                    remedy=_AGAIN,
+                    remedy=AGAIN,
                 )
 
     def _read_windows(self) -> tuple[tuple[Window, ...], tuple[int, ...]]:

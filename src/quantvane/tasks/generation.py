@@ -23,13 +23,16 @@ import numpy.typing as npt
 
 from quantvane.engines.decoding import Decoder, Feed, Tokens
 from quantvane.errors import EngineError
+from quantvane.tasks.agreement import FIRST, FRESH, REJOINED, Agreement
 from quantvane.types import FloatArray
 
 __all__ = ["NO_DRAFT", "Answer", "Effort", "Request", "ambiguous", "generate", "shape_noise", "top_two"]
 
 NO_DRAFT: Tokens = np.empty(0, np.int32)
-_FIRST_REACH = 64  # draft tokens verified at once, before it is known how well the draft fits
-_AFTER_DIVERGENCE = 4
+# Tokens verified together, drafts counted whole, while answers grow one at a time. The sequences of a call see each
+# other's cache as masked cells, which costs small models more than a longer call saves, and long answers that have to
+# go on would each do so beside the cells of all others.
+_TOGETHER = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,16 +114,16 @@ class _Sequence:
     """One request at work in a slot."""
 
     def __init__(
-        self, index: int, request: Request, slot: int, decoder: Decoder, spell: Callable[[int], bytes]
+        self, index: int, request: Request, slot: int, decoder: Decoder, spell: Callable[[int], bytes], fit: Agreement
     ) -> None:
-        self.index, self.slot = index, slot
+        self.index, self.slot, self._fit = index, slot, fit
         self._request, self._decoder, self._spell = request, decoder, spell
         self._pending = request.prompt
         self._held = 0  # tokens in the cache
         self._draft = request.draft if decoder.can_cut else NO_DRAFT
         self._expect = 0 if len(self._draft) else -1  # place of the draft's next token; −1 while out of step
         self._lost = 0  # place in the draft while out of step
-        self._reach = _FIRST_REACH
+        self._place = FIRST
         self._ahead = 0
         self._cut = False  # of a prompt longer than one call, a piece was fed
         self._emitted: list[int] = []
@@ -138,7 +141,12 @@ class _Sequence:
         """Whether the prompt is not yet in the cache."""
         return not self._emitted
 
-    def feed(self, room: int, rows: int) -> Feed | None:
+    @property
+    def drafted(self) -> int:
+        """Tokens of the draft."""
+        return len(self._draft)
+
+    def feed(self, room: int, rows: int, sharing: int) -> Feed | None:
         """What to decode next in at most so many tokens and rows; None where there is no room."""
         if room < 1 or rows < 1:
             return None
@@ -153,7 +161,8 @@ class _Sequence:
         if self._expect >= 0:
             # The draft's last token is never fed: when it is confirmed, the answer is over.
             left = min(len(self._draft) - 1, self._expect + self._request.max_tokens - len(self._emitted) - 1)
-            self._ahead = max(0, min(self._reach, left - self._expect, room - len(tokens), rows - 1))
+            reach = self._fit.reach(self._place, sharing)
+            self._ahead = max(0, min(reach, left - self._expect, room - len(tokens), rows - 1))
             if self._ahead:
                 tokens = np.concatenate([tokens, self._draft[self._expect : self._expect + self._ahead]])
         return Feed(self.slot, self._held, tokens, 1 + self._ahead)
@@ -167,6 +176,9 @@ class _Sequence:
         ahead = self._ahead
         for at, (token, margin) in enumerate(zip(best, margins, strict=True)):
             agrees = self._expect >= 0 and token == int(self._draft[self._expect])
+            if self._expect >= 0:
+                self._fit.count(self._place, agrees)
+                self._place = REJOINED if self._place == REJOINED or not agrees else FRESH
             self._emit(token, margin)
             if agrees:
                 self._agreed += 1
@@ -180,8 +192,6 @@ class _Sequence:
                 continue
             if at < ahead:
                 self._decoder.drop(self.slot, self._held)
-            elif ahead:
-                self._reach *= 2  # all of it was right
             if not agrees:
                 self._align(token, self._expect >= 0)
             if self._expect >= len(self._draft):
@@ -213,7 +223,6 @@ class _Sequence:
             return
         if diverged:
             # ``token`` stands where the draft has another: replaced, or the draft's own token was left out.
-            self._reach = _AFTER_DIVERGENCE
             place, steps = self._expect, [1]
         else:
             place, steps = self._lost, [0, 1, -1]
@@ -268,29 +277,33 @@ def generate(
         EngineError: decoding failed or gave NaN.
     """
     answers: list[Answer | None] = [_refused(request, decoder) for request in requests]
-    queue = deque(index for index, answer in enumerate(answers) if answer is None)
+    waiting = [index for index, answer in enumerate(answers) if answer is None]
+    # Neighbours have most in common, which a decoder may compute once.
+    queue = deque(sorted(waiting, key=lambda index: requests[index].prompt.tolist()))
     free = list(range(decoder.slots))[::-1]
     active: list[_Sequence] = []
-    effort = Effort()
+    effort, fit = Effort(), Agreement()
     while queue or active:
         while queue and free:
             index = queue.popleft()
             request = requests[index]
             cap = min(request.max_tokens, decoder.context - len(request.prompt))
             fitted = Request(request.prompt, cap, request.stops, request.draft, request.seconds)
-            active.append(_Sequence(index, fitted, free.pop(), decoder, spell))
+            active.append(_Sequence(index, fitted, free.pop(), decoder, spell, fit))
         fed: list[tuple[_Sequence, Feed]] = []
-        room, rows = decoder.capacity, decoder.rows
+        room, rows = min(decoder.capacity, _TOGETHER) if serial else decoder.capacity, decoder.rows
         # Running answers first: they hold slots, and need one row each.
         turn = sorted(active, key=lambda s: s.prompting)
         if serial and not turn[0].prompting:
             turn = turn[:1]
         for sequence in turn:
-            feed = sequence.feed(room, rows)
+            feed = sequence.feed(room, rows, 1 if serial else len(active))
             if feed is None:
                 continue
             fed.append((sequence, feed))
             room, rows = room - len(feed.tokens), rows - feed.rows
+            if serial:
+                room -= max(0, sequence.drafted - feed.rows)
         best, margins = top_two(decoder.decode([feed for _, feed in fed]))
         effort.calls += 1
         effort.steps += not any(sequence.prompting for sequence, _ in fed)

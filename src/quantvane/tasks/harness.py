@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,7 @@ def load_tasks(
     fewshot: int | None = None,
     metrics: dict[str, str] | None = None,
     filters: dict[str, str] | None = None,
+    template: Callable[..., str] | None = None,
 ) -> list[HarnessTask]:
     """Load tasks and build their requests, prompts as the harness builds them.
 
@@ -66,6 +67,7 @@ def load_tasks(
         limit: the first so many documents of each task.
         fewshot: number of examples in the prompt, for tasks that do not fix it at 0.
         metrics, filters: task → name, the task "" for all others; by default the task's first.
+        template: makes the prompt's text of chat messages, see `EngineLM.apply_chat_template`; None for bare prompts.
 
     Raises:
         CapabilityError: lm-eval is not installed. SpecError: an unknown task, metric or filter.
@@ -83,7 +85,11 @@ def load_tasks(
                     remedy="leave one of them out",
                 )
             found[name] = task
-    return [_prepare(name, task, limit, fewshot, metrics or {}, filters or {}) for name, task in found.items()]
+    prepared = []
+    for name, task in found.items():
+        _build(name, task, limit, fewshot, template)
+        prepared.append(_chosen(name, task, metrics or {}, filters or {}))
+    return prepared
 
 
 def _load(spec: str) -> dict[str, Any]:
@@ -152,14 +158,9 @@ def _unusable(name: str, problem: Exception) -> DataError:
     )
 
 
-def _prepare(
-    name: str,
-    task: Any,
-    limit: int | None,
-    fewshot: int | None,
-    metrics: dict[str, str],
-    filters: dict[str, str],
-) -> HarnessTask:
+def _build(
+    name: str, task: Any, limit: int | None, fewshot: int | None, template: Callable[..., str] | None
+) -> None:
     own = task.get_config("num_fewshot")
     if fewshot is not None and own != 0:
         task.set_config(key="num_fewshot", value=fewshot)
@@ -167,9 +168,12 @@ def _prepare(
         task.set_config(key="num_fewshot", value=0)
     task.set_fewshot_seed(seed=_FEWSHOT_SEED)
     try:
-        task.build_all_requests(limit=limit)
+        task.build_all_requests(limit=limit, apply_chat_template=template is not None, chat_template=template)
     except ValueError as problem:
         raise _unusable(name, problem) from None
+
+
+def _chosen(name: str, task: Any, metrics: dict[str, str], filters: dict[str, str]) -> HarnessTask:
     instances: dict[int, list[Any]] = {}
     for instance in task.instances:
         instances.setdefault(instance.doc_id, []).append(instance)

@@ -13,6 +13,7 @@ import numpy as np
 from lm_eval.api.model import TemplateLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
+from quantvane.corpora.template import ChatTemplate, engine_template
 from quantvane.engines.base import Engine
 from quantvane.engines.decoding import Decoder, Tokens, open_decoder
 from quantvane.errors import CapabilityError
@@ -45,6 +46,8 @@ class EngineLM(TemplateLM):  # type: ignore[misc]
         reference: a decoder of the reference; log-likelihoods then also measure KL divergence.
         seconds: time allowed for one answer.
         serial: answers grow one sequence at a time (see `generate`).
+        markup: prompts come out of a chat template: markup in them is parsed as its tokens, and a BOS that the template
+            prints is not doubled. Set by itself when this model renders a template.
 
     Attributes:
         scores, answers: what was computed, by `key_of` the request. drafts: answers to replay, likewise.
@@ -60,8 +63,11 @@ class EngineLM(TemplateLM):  # type: ignore[misc]
         reference: Decoder | None = None,
         seconds: float = math.inf,
         serial: bool = False,
+        markup: bool = False,
     ) -> None:
         super().__init__()
+        self._markup = markup
+        self._template: ChatTemplate | None = None
         self._engine, self._reference, self._seconds, self._serial = engine, reference, seconds, serial
         self.context = context or min(engine.info.context_trained or 4096, 4096)
         self.decoder = open_decoder(engine, self.context, slots)
@@ -88,8 +94,29 @@ class EngineLM(TemplateLM):  # type: ignore[misc]
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
         """Token ids; BOS in front where the model wants one, unless told otherwise."""
         bos = self._engine.vocabulary.add_bos if add_special_tokens is None else add_special_tokens
-        found: list[int] = self._engine.tokenize(string, add_bos=bool(bos)).tolist()
-        return found
+        found: list[int] = self._engine.tokenize(string, add_bos=bool(bos), special=self._markup).tolist()
+        return found[1:] if self._markup and found[:2] == [self._engine.vocabulary.bos] * 2 else found
+
+    def chat_template(self, chat_template: bool | str = False) -> str:
+        """The model's own template, which the harness stores with its results; "" where none is asked for."""
+        return (self._engine.chat_template or "") if chat_template else ""
+
+    def apply_chat_template(self, chat_history: list[dict[str, Any]], add_generation_prompt: bool = True) -> str:
+        """Messages through the model's own template.
+
+        Without ``add_generation_prompt`` the last message is one that the model goes on with: the text ends in it.
+
+        Raises:
+            CorpusError: the model has no template, or it fails on these messages.
+        """
+        if self._template is None:
+            self._template = engine_template(self._engine, self._engine.chat_template)
+            self._markup = True
+        text = self._template.render(chat_history, prompt=add_generation_prompt, where="a task's prompt")
+        if add_generation_prompt:
+            return text
+        last = str(chat_history[-1]["content"]).strip()
+        return text[: text.rindex(last) + len(last)]
 
     def encode_pair(self, context: str, continuation: str) -> Continuation:
         """A continuation behind a context, cut as the harness cuts it."""

@@ -54,12 +54,13 @@ def _lambda_max(p, p1, at_top, q1, q2, q3):
     for _ in range(4):
         inv = 1.0 / lam
         gap = tl.maximum(lam - p, lam * 6e-8)
-        q = p / gap
+        over = 1.0 / gap
+        q = p * over
         low = 1.0 / tl.maximum(lam - mean, lam * 6e-8)
         high = (1.0 - share) * inv + share / tl.maximum(lam - most, lam * 6e-8)
         spread = q2 * inv * tl.maximum(high - low, 0.0)
         psi = tl.sum(q, axis=0) + q1 * inv + q2 * inv * low + 0.5 * spread
-        slope = tl.sum(q / gap, axis=0) + q1 * inv * inv + q2 * inv * low * (inv + low)
+        slope = tl.sum(q * over, axis=0) + q1 * inv * inv + q2 * inv * low * (inv + low)
         psi, slope, spread = tl.reduce((psi, slope, spread), 0, _add3)
         psi = tl.maximum(psi, 1e-30)
         rise = 1.0 / p1 + slope / (psi * psi)

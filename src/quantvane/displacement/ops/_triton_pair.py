@@ -63,8 +63,7 @@ def pair_kernel(
     """One program per row: out (5, T) float64 in the order kld, kld_rev, jsd, tv, hellinger².
 
     Reads norms (2, T) float64, ln Σe^x of both rows; tops (T,) int32, the reference's argmax, whose rank
-    among the candidate's logits goes to ranks (T,). Flagged rows are skipped; a row whose sums are not finite
-    is flagged.
+    among the candidate's logits goes to ranks (T,). A row whose sums are not finite is flagged.
     """
     row = tl.program_id(0)
     at = row.to(tl.int64)
@@ -86,7 +85,7 @@ def pair_kernel(
     ratio = tl.exp(-0.5 * _LN2 * left).to(tl.float32)
     ca = (0.5 * grid).to(tl.float32)
     cb = (0.5 * (grid + step)).to(tl.float32)
-    target = tl.load(tops + row)
+    target = tl.minimum(tl.maximum(tl.load(tops + row), 0), V - 1)  # a row without argmax is flagged already
     level = finite_floor(tl.load(pb + target).to(tl.float32))
     code = level.to(tl.int32, bitcast=True)
     code = tl.where(level == 0.0, -2147483647, tl.where(level > 0.0, code - 1, code + 1))

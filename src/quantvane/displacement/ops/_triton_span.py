@@ -61,7 +61,7 @@ def _absorb(e, most, s1, s2, s3):
 
 
 @triton.jit
-def _block(a, b, ca, cb, ma, a1, a2, a3, ta, mb, b1, b2, b3, tb, su):
+def _block(a, b, ca, cb, ma, a1, a2, a3, ta, mb, b1, b2, b3, tb, su, ENTROPY: tl.constexpr):
     """Fold one (THREADS, VEC) block of both rows into the per-lane float32 sums."""
     xa = a * _LOG2E - ca
     xb = b * _LOG2E - cb
@@ -69,7 +69,10 @@ def _block(a, b, ca, cb, ma, a1, a2, a3, ta, mb, b1, b2, b3, tb, su):
     eb = tl.exp2(xb)
     ma, a1, a2, a3 = _absorb(ea, ma, a1, a2, a3)
     mb, b1, b2, b3 = _absorb(eb, mb, b1, b2, b3)
-    return ma, a1, a2, a3, ta + ea * xa, mb, b1, b2, b3, tb + eb * xb, su + ea * (b - a)
+    if ENTROPY:
+        ta += ea * xa
+        tb += eb * xb
+    return ma, a1, a2, a3, ta, mb, b1, b2, b3, tb, su + ea * (b - a)
 
 
 @triton.jit
@@ -119,7 +122,7 @@ def span_kernel(
     ref, cand, tokens, shifts, held, moments, totals, observed, tops, top_cols,
     stride_ref, stride_cand, T, width, origin, part, n_parts, cells,
     THREADS: tl.constexpr, VEC: tl.constexpr, INNER: tl.constexpr, UNROLL: tl.constexpr,
-    BINS: tl.constexpr, GIVEN: tl.constexpr, TRACK: tl.constexpr,
+    BINS: tl.constexpr, GIVEN: tl.constexpr, TRACK: tl.constexpr, ENTROPY: tl.constexpr,
 ):  # fmt: skip
     """One program per row: ``width`` columns, which are ``origin …`` of the vocabulary and part ``part``.
 
@@ -184,7 +187,7 @@ def span_kernel(
                     top_a, seen_a = _track(a, block, top_a, seen_a)
                     top_b, seen_b = _track(b, block, top_b, seen_b)
                 ma, a1, a2, a3, ta, mb, b1, b2, b3, tb, su = _block(
-                    a, b, ca, cb, ma, a1, a2, a3, ta, mb, b1, b2, b3, tb, su
+                    a, b, ca, cb, ma, a1, a2, a3, ta, mb, b1, b2, b3, tb, su, ENTROPY
                 )
         most, k1, k2, k3 = _cell(ma, THREADS, VEC)
         ra1, ra2, ra3 = ra1 + k1, ra2 + k2, ra3 + k3
@@ -207,7 +210,7 @@ def span_kernel(
             a = tl.maximum(a, _FLOOR, propagate_nan=tl.PropagateNan.ALL)  # f16 has no such floor
             b = tl.maximum(b, _FLOOR, propagate_nan=tl.PropagateNan.ALL)
             ma, a1, a2, a3, ta, mb, b1, b2, b3, tb, su = _block(
-                a, b, ca, cb, ma, a1, a2, a3, ta, mb, b1, b2, b3, tb, su
+                a, b, ca, cb, ma, a1, a2, a3, ta, mb, b1, b2, b3, tb, su, ENTROPY
             )
         most, k1, k2, k3 = _cell(ma, THREADS, VEC)
         ra1, ra2, ra3 = ra1 + k1, ra2 + k2, ra3 + k3

@@ -104,7 +104,7 @@ def _row_block(
         _logits(h[1], heads.cand[low : low + w], b)
         if part == 0:
             shift_kernel[(n,)](a, b, guess, store.shifts, w, w, w, n, SAMPLE=1024, num_warps=4)
-        store.read(a, b, tokens, origin=low, part=part, given=True)
+        store.read(a, b, tokens, origin=low, part=part, given=True, entropy=False)
     done = Done.allocate(n, tokens.device, False)
     finish(store, done, a, b, V)
     return done

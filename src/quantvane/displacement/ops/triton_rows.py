@@ -23,17 +23,20 @@ import torch
 import triton
 
 from quantvane.displacement.ops._triton_exact import exact_kernel
-from quantvane.displacement.ops._triton_finish import FINISH_FIELDS, finish_kernel, overlap_kernel
-from quantvane.displacement.ops._triton_pair import N_PAIR, pair_kernel
+from quantvane.displacement.ops._triton_finish import FINISH_FIELDS, finish_kernel
+from quantvane.displacement.ops._triton_pair import N_PAIR
+from quantvane.displacement.ops._triton_second import second_kernel
 from quantvane.displacement.ops._triton_span import N_MOMENTS, N_TOTALS, span_kernel
 from quantvane.errors import DataError
 
 __all__ = ["MAX_TOP_K", "PEER_FIELDS", "Shape", "Spans", "rows_all", "rows_peer"]
 
-PEER_FIELDS = (*FINISH_FIELDS, "top1_ref", "top1_cand", "same_top1")
+_ENTROPIES = ("entropy_ref", "entropy_cand")
+PEER_FIELDS = (*(f for f in FINISH_FIELDS if f not in _ENTROPIES), "top1_ref", "top1_cand", "same_top1")
 MAX_TOP_K = 26
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-PAIR_SHAPE = (128, 8, 4)  # THREADS, VEC, INNER of the second read
+PAIR_SHAPE = (128, 4, 8)  # THREADS, VEC, INNER of the second read
+_PAIR_REGISTERS = 80  # a thread: the most at which the second read still keeps six programs on a multiprocessor
 _REPAIRERS = 128  # programs that look for rows to repair: one per multiprocessor, about
 _CELLS_PER_WARP = 2048
 
@@ -55,6 +58,13 @@ class Shape:
         threads, vec = (128, 4) if V >= 4096 else (64, 4)
         inner = min(max(-(-V // (threads * vec * 16)), 4), 24)
         return cls(threads, vec, inner, inner, threads)
+
+    @classmethod
+    def of_peer(cls, V: int) -> Shape:
+        """As `of_rows` where entropies are not wanted: larger cells, fewer of them."""
+        if V < 4096:
+            return cls.of_rows(V)
+        return cls(128, 4, 32 if V >= 1 << 17 else 16 if V >= 1 << 16 else 8, 8, 64)
 
     def cells(self, width: int) -> int:
         """Cells of a row of ``width`` columns."""
@@ -107,6 +117,7 @@ class Spans:
         origin: int = 0,
         part: int = 0,
         given: bool = False,
+        entropy: bool = True,
     ) -> None:
         """Launch the span kernel over columns ``origin …`` of the vocabulary, which are ref and cand (T, width);
         shifts are taken as ``given`` or guessed."""
@@ -117,7 +128,7 @@ class Spans:
             self.tops, self.top_cols, ref.stride(0), cand.stride(0), T, width, origin, part,
             self.held.shape[2], self.cells,
             THREADS=shape.threads, VEC=shape.vec, INNER=shape.inner, UNROLL=shape.unroll, BINS=shape.bins,
-            GIVEN=given, TRACK=self.tops.numel() > 0, num_warps=shape.threads // 32,
+            GIVEN=given, TRACK=self.tops.numel() > 0, ENTROPY=entropy, num_warps=shape.threads // 32,
         )  # fmt: skip
 
 
@@ -190,31 +201,22 @@ def finish(store: Spans, done: Done, ref: torch.Tensor, cand: torch.Tensor, V: i
     )  # fmt: skip
 
 
-def overlap(store: Spans, done: Done, ref: torch.Tensor, cand: torch.Tensor, top_k: int) -> None:
-    """Fill the third row of ``done.integers``, see ``overlap_kernel``; may set ``done.flags``."""
-    T, V = ref.shape
-    shape = store.shape
-    bins = 256
-    overlap_kernel[(T,)](
-        store.held, ref, cand, done.integers, done.flags, ref.stride(0), cand.stride(0), V, T, store.cells,
-        CELLS=max(bins, triton.next_power_of_2(store.cells)), BINS=bins, THREADS=shape.threads, VEC=shape.vec,
-        INNER=shape.inner, WIDE=triton.next_power_of_2(shape.inner * shape.vec), K=top_k, KC=_kept(top_k),
-        num_warps=2,
-    )  # fmt: skip
-
-
 def _kept(top_k: int) -> int:
     return triton.next_power_of_2(top_k + 6) if top_k > 1 else 4
 
 
-def second_read(done: Done, ref: torch.Tensor, cand: torch.Tensor, shape: tuple[int, int, int]) -> None:
-    """Fill ``done.pair`` and ``done.ranks``, see ``pair_kernel``; may set ``done.flags``."""
+def second_read(store: Spans, done: Done, ref: torch.Tensor, cand: torch.Tensor, top_k: int) -> None:
+    """Fill ``done.pair``, ``done.ranks`` and the third row of ``done.integers``, see ``second_kernel``; may set
+    ``done.flags``."""
     T, V = ref.shape
-    threads, vec, inner = shape
-    pair_kernel[(T,)](
-        ref, cand, done.values[len(FINISH_FIELDS) :], done.integers, done.pair, done.ranks, done.flags,
-        ref.stride(0), cand.stride(0), V, T,
-        THREADS=threads, VEC=vec, INNER=inner, num_warps=threads // 32,
+    shape, bins = store.shape, 256
+    threads, vec, inner = PAIR_SHAPE
+    second_kernel[(T,)](
+        store.held, ref, cand, done.values[len(FINISH_FIELDS) :], done.pair, done.integers, done.ranks, done.flags,
+        ref.stride(0), cand.stride(0), V, T, store.cells,
+        CELLS=max(bins, triton.next_power_of_2(store.cells)), BINS=bins, THREADS=shape.threads, VEC=shape.vec,
+        INNER=shape.inner, WIDE=triton.next_power_of_2(shape.inner * shape.vec), K=top_k, KC=_kept(top_k),
+        PAIR_THREADS=threads, PAIR_VEC=vec, PAIR_INNER=inner, num_warps=threads // 32, maxnreg=_PAIR_REGISTERS,
     )  # fmt: skip
 
 
@@ -229,19 +231,21 @@ def repair(done: Done, ref: torch.Tensor, cand: torch.Tensor, tokens: torch.Tens
     )  # fmt: skip
 
 
-def peer_fields(values: torch.Tensor, integers: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Named views of the finish kernel's output."""
-    out = {name: values[i] for i, name in enumerate(FINISH_FIELDS)}
+def peer_fields(values: torch.Tensor, integers: torch.Tensor, entropies: bool = False) -> dict[str, torch.Tensor]:
+    """Named views of the finish kernel's output; `PEER_FIELDS`, and the entropies where they were summed."""
+    out = {name: values[i] for i, name in enumerate(FINISH_FIELDS) if entropies or name not in _ENTROPIES}
     out["top1_ref"], out["top1_cand"] = integers[0], integers[1]
     out["same_top1"] = (integers[0] == integers[1]) & (integers[0] >= 0)
     return out
 
 
-def first_read(ref: torch.Tensor, cand: torch.Tensor, tokens: torch.Tensor, shape: Shape) -> Spans:
+def first_read(
+    ref: torch.Tensor, cand: torch.Tensor, tokens: torch.Tensor, shape: Shape, entropy: bool = True
+) -> Spans:
     """The span kernel over whole rows."""
     T, V = ref.shape
     store = Spans.allocate(shape, T, 1, V, ref.device, False)
-    store.read(ref, cand, tokens)
+    store.read(ref, cand, tokens, entropy=entropy)
     return store
 
 
@@ -261,7 +265,7 @@ def rows_peer(ref: torch.Tensor, cand: torch.Tensor, tokens: torch.Tensor) -> di
     """
     ref, cand, tokens = check(ref, cand, tokens)
     T, V = ref.shape
-    store = first_read(ref, cand, tokens, Shape.of_rows(V))
+    store = first_read(ref, cand, tokens, Shape.of_peer(V), entropy=False)
     done = Done.allocate(T, ref.device, False)
     finish(store, done, ref, cand, V)
     repair(done, ref, cand, tokens, 1)
@@ -287,10 +291,9 @@ def rows_all(
     store = first_read(ref, cand, tokens, Shape.of_rows(V))
     done = Done.allocate(T, ref.device, True)
     finish(store, done, ref, cand, V)
-    overlap(store, done, ref, cand, k)
-    second_read(done, ref, cand, PAIR_SHAPE)
+    second_read(store, done, ref, cand, k)
     repair(done, ref, cand, tokens, k)
-    out = peer_fields(done.values, done.integers)
+    out = peer_fields(done.values, done.integers, entropies=True)
     for i, name in enumerate(("kld", "kld_rev", "jsd", "tv")):
         out[name] = done.pair[i]
     out["hellinger"] = done.pair[4].sqrt()

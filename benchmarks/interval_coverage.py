@@ -1,6 +1,6 @@
 """Measured coverage of the 95% intervals, as the Markdown table of docs/intervals.md.
 
-python benchmarks/coverage.py [DATASETS] [CLUSTERS …]
+python benchmarks/interval_coverage.py [DATASETS] [CLUSTERS …]
 """
 
 from __future__ import annotations
