@@ -10,6 +10,7 @@ import click
 
 from quantvane.cli.output import print_json
 from quantvane.errors import SpecError
+from quantvane.spec import ModelSpec
 
 __all__ = ["print_curve", "run_curve"]
 
@@ -66,6 +67,8 @@ def print_curve(document: dict[str, Any], as_json: bool) -> None:
         table.add_column(heading, justify="left" if heading in ("candidate", "space") else "right")
     lines = []
     for entry in document["candidates"]:
+        spec = entry["candidate"]
+        short = spec if spec.startswith("rtn:") else ModelSpec.parse(spec).stem
         for space in document["options"]["spaces"]:
             rows = [w[space] for w in entry["windows"] if w[space]["value"]]
             sigma = [r["moved"] / r["value"] for r in rows]
@@ -74,9 +77,9 @@ def print_curve(document: dict[str, Any], as_json: bool) -> None:
                 f"{statistics.median(factor * r[field] / r['value'] for r in rows):+.3g}"
                 for field, factor in (("slope", 1.0), ("curvature", 0.5), ("weyl", 1.0))
             ]
-            name = escape(entry["candidate"])
+            name = escape(short)
             table.add_row(name, space, f"{statistics.median(sigma):.3f}", below, *scaled)
-            lines.append(f"{entry['candidate']}: {entry['verdicts'][space]['theorem']['sentence']}")
+            lines.append(f"{short}: {entry['verdicts'][space]['theorem']['sentence']}")
             for how, found in entry.get("prediction", {}).get(space, {}).items():
                 lines.append(
                     f"  predicted from {how}: mean σ {found['predicted']:.3f}, measured {found['measured']:.3f}, "
