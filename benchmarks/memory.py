@@ -14,6 +14,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from gguf import GGUFReader
+
 from quantvane.store.manifest import package_versions
 
 _CHILD = """
@@ -33,6 +35,17 @@ def peak(args: list[str]) -> float:
     return float(done.stdout)
 
 
+def cache_mb(model: str, context: int) -> float:
+    """MB of the F32 KV cache for one sequence of ``context`` tokens, from the file's own metadata."""
+    fields = GGUFReader(model).fields
+    name = fields["general.architecture"].contents()
+    layers, width, heads, kv_heads = (
+        fields[f"{name}.{key}"].contents()
+        for key in ("block_count", "embedding_length", "attention.head_count", "attention.head_count_kv")
+    )
+    return layers * width // heads * kv_heads * 2 * 4 * context / 2**20
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", required=True)
@@ -45,9 +58,14 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         base = ["compare", args.model, args.candidate, "--text", args.text, "--floor-windows", "0", "--json"]
-        for number, (context, chunks) in enumerate([(512, c) for c in args.chunks] + [(c, 2) for c in args.contexts]):
-            mb = peak([*base, "--ctx", str(context), "--chunks", str(chunks), "--out", f"{folder}/{number}"])
-            rows.append({"context": context, "chunks": chunks, "peak_mb": round(mb, 1)})
+        for number, (context, chunks) in enumerate([(512, c) for c in args.chunks] + [(c, 1) for c in args.contexts]):
+            out = Path(folder) / str(number)
+            mb = peak([*base, "--ctx", str(context), "--chunks", str(chunks), "--out", str(out)])
+            summary = json.loads((out / "summary.json").read_text())
+            cache = sum(cache_mb(path, context) for path in (args.model, args.candidate))
+            row = {"context": context, "windows": summary["corpora"][0]["windows"]}
+            tokens = summary["candidates"][0]["tokens"]
+            rows.append({**row, "tokens": tokens, "peak_mb": round(mb, 1), "kv_cache_mb": round(cache, 1)})
             print(json.dumps(rows[-1]), flush=True)
     result = {"benchmark": "memory", "model": Path(args.model).name, "rows": rows, "versions": package_versions()}
     if args.out:

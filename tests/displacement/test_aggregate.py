@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 
@@ -306,3 +307,37 @@ def test_shards_must_hold_the_same_columns():
         state.update({"kld": np.ones(2), "jsd": np.ones(2)}, np.arange(2))
     with pytest.raises(DataError, match="no tokens"):
         DisplacementState().finish()
+
+
+class InBlocks(dict):
+    """Columns that are read a block of rows at a time, blocks of uneven length."""
+
+    def blocks(self, names):
+        ends = [0, 1, 400, 400, 1000, len(self["kld"])]
+        for start, stop in itertools.pairwise(ends):
+            yield {name: self[name][start:stop] for name in names}
+
+
+def test_blocks_give_what_whole_columns_give():
+    columns, clusters = table()
+    whole, blocks = aggregate(columns, clusters), aggregate(InBlocks(columns), clusters)
+    assert blocks.kld.p99 == whole.kld.p99
+    assert blocks.kld.top5_mean.value == whole.kld.top5_mean.value
+    for name in ("delta_p_mean", "tv_mean", "ppl", "ln_ppl_ratio", "delta_p_rms"):
+        a, b = getattr(blocks, name), getattr(whole, name)
+        assert a.value == pytest.approx(b.value, rel=1e-12), name
+        assert a.low == pytest.approx(b.low, rel=1e-9), name
+    assert [b.tokens for b in blocks.by_confidence] == [b.tokens for b in whole.by_confidence]
+    assert [b.low for b in blocks.by_position] == [b.low for b in whole.by_position]
+
+
+@pytest.mark.parametrize("name", ["kld", "tv"])
+def test_blocks_refuse_nan_and_other_lengths(name):
+    columns, clusters = table()
+    with pytest.raises(DataError, match="does not fit"):
+        aggregate(InBlocks(columns), clusters[:-1])
+    columns[name] = columns[name].copy()
+    columns[name][[3, 1100]] = math.nan
+    with pytest.raises(DataError, match=f"'{name}' holds NaN") as caught:
+        aggregate(InBlocks(columns), clusters)
+    assert caught.value.got == "NaN at 2 of 1237 tokens"

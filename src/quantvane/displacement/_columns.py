@@ -1,31 +1,71 @@
-"""Checked token columns and their sums by cluster."""
+"""Token columns read in blocks of rows, checked, and summed by cluster: memory for one block, not for a corpus."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
 from quantvane.errors import DataError
+from quantvane.stats.resampling import Scale
 from quantvane.types import FloatArray, Interval
 
-__all__ = ["Columns", "interval_of", "number_clusters", "position_edges"]
+__all__ = ["BlockColumns", "Columns", "Sums", "Term", "interval_of", "position_edges"]
+
+_BLOCK = 1 << 12  # rows held at once
+
+Block = Mapping[str, FloatArray]
 
 
-def number_clusters(clusters: npt.NDArray[Any]) -> tuple[npt.NDArray[np.int64], int]:
-    """(owner, G): labels numbered 0 … G−1 in sorted order."""
-    labels, owner = np.unique(clusters, return_inverse=True)
-    return owner.astype(np.int64), len(labels)
+@runtime_checkable
+class BlockColumns(Protocol):
+    """Columns that are read a block of rows at a time (a file's)."""
+
+    def blocks(self, names: Sequence[str]) -> Iterator[Mapping[str, npt.NDArray[Any]]]:
+        """Consecutive blocks of rows of some columns, all columns of a block of one length."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """One mean to estimate: that of ``values`` over the tokens ``among`` (all where None).
+
+    ``needs`` names the columns that the two functions read from a block; ``scale`` is the interval's.
+    """
+
+    name: str
+    scale: Scale
+    needs: tuple[str, ...]
+    values: Callable[[Block], npt.NDArray[Any]]
+    among: Callable[[Block], npt.NDArray[np.bool_]] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """Sums of K terms over G clusters.
+
+    Attributes:
+        totals: (K, G) of the values; sizes: (K, G) tokens behind them.
+        plain: (K,) sums over all tokens, ∞ and NaN (∞ − ∞) included; tokens: (K,) their numbers.
+        bad: (K,) tokens whose value is not finite.
+    """
+
+    totals: FloatArray
+    sizes: FloatArray
+    plain: FloatArray
+    tokens: npt.NDArray[np.int64]
+    bad: npt.NDArray[np.int64]
 
 
 class Columns:
-    """Token columns of equal length, as float64, with the cluster of every token.
+    """Token columns of equal length, with the cluster of every token.
 
     Attributes:
-        owner: (T,) cluster numbers 0 … G−1. groups: G.
+        owner: (T,) cluster numbers 0 … G−1, labels in sorted order. groups: G.
     """
 
     def __init__(self, columns: Mapping[str, npt.NDArray[Any]], clusters: npt.NDArray[Any]) -> None:
@@ -38,49 +78,112 @@ class Columns:
                 remedy="check that the text is longer than one window",
             )
         self._columns = columns
-        self.owner, self.groups = number_clusters(labels)
-        self._ones = np.bincount(self.owner, minlength=self.groups).astype(np.float64)
+        self.owner, self.groups = _number(labels)
 
-    def get(self, name: str) -> FloatArray | None:
-        """The column as (T,) float64, None where it is absent. Raises DataError for another length or NaN."""
-        if name not in self._columns:
-            return None
-        values = np.asarray(self._columns[name], dtype=np.float64)
-        if values.shape != self.owner.shape:
-            raise DataError(
-                f"column '{name}' does not fit the cluster labels",
-                expected=f"shape {self.owner.shape}",
-                got=f"shape {values.shape}",
-                remedy="pass one value and one label per scored token",
-            )
-        if np.isnan(values).any():
-            raise DataError(
-                f"column '{name}' holds NaN",
-                expected="numbers (infinity is allowed)",
-                got=f"NaN at {int(np.count_nonzero(np.isnan(values)))} of {values.size} tokens",
-                remedy="measure those tokens again; a NaN is never averaged away",
-            )
-        return values
+    def __contains__(self, name: str) -> bool:
+        return name in self._columns
 
-    def require(self, name: str) -> FloatArray:
-        """As `get`; DataError where the column is absent."""
-        values = self.get(name)
-        if values is None:
-            raise DataError(
-                f"column '{name}' is missing",
-                expected=f"a column '{name}'",
-                got=", ".join(sorted(self._columns)) or "no columns",
-                remedy="name the columns as in quantvane.types.TOKEN_FIELDS",
-            )
-        return values
+    def blocks(self, names: Sequence[str]) -> Iterator[tuple[slice, dict[str, FloatArray]]]:
+        """(rows, columns as float64) of consecutive blocks. DataError for a missing column, another length or NaN."""
+        for name in names:
+            if name not in self:
+                raise DataError(
+                    f"column '{name}' is missing",
+                    expected=f"a column '{name}'",
+                    got=", ".join(sorted(self._columns)) or "no columns",
+                    remedy="name the columns as in quantvane.types.TOKEN_FIELDS",
+                )
+        start = 0
+        nans = dict.fromkeys(names, 0)
+        for raw in self._raw(names):
+            block = {name: np.asarray(raw[name], dtype=np.float64) for name in names}
+            rows = slice(start, start + len(next(iter(block.values()))))
+            start = rows.stop
+            if rows.stop > len(self.owner):
+                break
+            for name, values in block.items():
+                nans[name] += int(np.count_nonzero(np.isnan(values)))
+            yield rows, block
+        if start != len(self.owner):
+            raise self._misfit(names[0], (start,))
+        for name, count in nans.items():
+            if count:
+                raise DataError(
+                    f"column '{name}' holds NaN",
+                    expected="numbers (infinity is allowed)",
+                    got=f"NaN at {count} of {start} tokens",
+                    remedy="measure those tokens again; a NaN is never averaged away",
+                )
 
-    def sums(self, values: npt.NDArray[Any] | None, among: npt.NDArray[np.bool_] | None = None) -> FloatArray:
-        """(G,) sums of ``values`` (None: counts) over each cluster's tokens, those ``among`` where given."""
-        if values is None and among is None:
-            return self._ones
-        owner = self.owner if among is None else self.owner[among]
-        chosen = values if values is None or among is None else values[among]
-        return np.bincount(owner, weights=chosen, minlength=self.groups).astype(np.float64)
+    def _raw(self, names: Sequence[str]) -> Iterator[Mapping[str, npt.NDArray[Any]]]:
+        if isinstance(self._columns, BlockColumns):
+            yield from self._columns.blocks(names)
+            return
+        whole = {name: np.asarray(self._columns[name]) for name in names}
+        for name, values in whole.items():
+            if values.shape != self.owner.shape:
+                raise self._misfit(name, values.shape)
+        for start in range(0, len(self.owner), _BLOCK):
+            yield {name: values[start : start + _BLOCK] for name, values in whole.items()}
+
+    def _misfit(self, name: str, shape: tuple[int, ...]) -> DataError:
+        return DataError(
+            f"column '{name}' does not fit the cluster labels",
+            expected=f"shape {self.owner.shape}",
+            got=f"shape {shape}",
+            remedy="pass one value and one label per scored token",
+        )
+
+    def whole(self, name: str) -> FloatArray:
+        """One column, (T,) float64; errors as `blocks`."""
+        out = np.empty(len(self.owner))
+        for rows, block in self.blocks((name,)):
+            out[rows] = block[name]
+        return out
+
+    def sums(self, terms: Sequence[Term]) -> Sums:
+        """All terms in one pass over the columns they need; errors as `blocks`."""
+        shape = len(terms), self.groups
+        out = Sums(np.zeros(shape), np.zeros(shape), np.zeros(len(terms)), *np.zeros((2, len(terms)), dtype=np.int64))
+        names = tuple(dict.fromkeys(name for term in terms for name in term.needs))
+        if not names:
+            return out
+        with np.errstate(invalid="ignore"):  # ∞ − ∞: counted in ``bad``
+            for rows, block in self.blocks(names):
+                owner = self.owner[rows]
+                for k, term in enumerate(terms):
+                    _add(out, k, term, block, owner)
+        return out
+
+
+def _add(out: Sums, k: int, term: Term, block: Block, owner: npt.NDArray[np.int32]) -> None:
+    values = term.values(block)
+    if term.among is not None:
+        among = term.among(block)
+        values, owner = values[among], owner[among]
+    if not len(owner):
+        return
+    out.plain[k] += values.sum(dtype=np.float64)
+    out.tokens[k] += len(values)
+    out.bad[k] += np.count_nonzero(~np.isfinite(values))
+    # a block holds few of the clusters: sums over those alone
+    first = int(owner.min())
+    local = owner - first
+    found = np.bincount(local, weights=values)
+    out.totals[k, first : first + len(found)] += found
+    out.sizes[k, first : first + len(found)] += np.bincount(local)
+
+
+def _number(labels: npt.NDArray[Any]) -> tuple[npt.NDArray[np.int32], int]:
+    """(owner, G): labels numbered 0 … G−1 in sorted order."""
+    known = np.unique(labels)
+    if labels.dtype == np.int32 and known[0] == 0 and known[-1] == len(known) - 1:
+        return labels, len(known)
+    owner = np.empty(len(labels), dtype=np.int32)
+    for start in range(0, len(labels), _BLOCK):
+        rows = slice(start, start + _BLOCK)
+        owner[rows] = np.searchsorted(known, labels[rows])
+    return owner, len(known)
 
 
 def interval_of(mean: float, bad: int, tokens: int) -> Interval:
@@ -89,7 +192,9 @@ def interval_of(mean: float, bad: int, tokens: int) -> Interval:
     return Interval(mean, reason=f"{what}: not finite at {bad} of {tokens} tokens")
 
 
-def position_edges(positions: npt.NDArray[Any]) -> tuple[float, ...]:
+def position_edges(table: Columns) -> tuple[float, ...]:
     """Whole-numbered edges of the quarters of the scored positions' range; fewer where it is short."""
-    edges = np.linspace(positions.min(), positions.max() + 1, 5).round()
+    ends = [(block["position"].min(), block["position"].max()) for _, block in table.blocks(("position",)) if
+            block["position"].size]  # fmt: skip
+    edges = np.linspace(min(low for low, _ in ends), max(high for _, high in ends) + 1, 5).round()
     return tuple(float(x) for x in np.unique(edges))

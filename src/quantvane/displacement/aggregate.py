@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from quantvane.displacement._columns import Columns, interval_of, position_edges
+from quantvane.displacement._columns import Columns, Term, interval_of, position_edges
 from quantvane.displacement.summary import QUANTILES, Aggregate, Bucket, KldSummary, ShareAbove
 from quantvane.stats.quantiles import quantile_intervals
 from quantvane.stats.resampling import Resampling, Scale, mapped, ratio_intervals
@@ -71,39 +71,24 @@ def aggregate(
 
     Infinite values are legal in kld, kld_rev and the nll: the mean is then infinite (null with a reason in
     JSON), quantiles below the infinite share are unaffected. Cost: O(T·resamples) compiled and threaded for
-    the quantiles; memory O(T + resamples·number of statistics).
+    the quantiles. Columns that are read in blocks (`store.tokens.TokenColumns`) are summed in blocks; only kld is
+    held whole, about 32 bytes a token while it is sorted.
     """
     table = Columns(columns, clusters)
-    kld = table.require("kld")
-    draws = Resampling(table.groups, seed, resamples)
-    rows = _Rows(table)
-    for name, (column, scale) in _MEANS.items():
-        rows.add(name, table.get(column), scale)
-    nll_ref, nll_cand, delta_p = (table.get(x) for x in ("nll_ref", "nll_cand", "delta_p"))
-    rows.add("ppl_ref", nll_ref, "real")
-    rows.add("ppl", nll_cand, "real")
-    rows.add("ln_ppl_ratio", _difference(nll_cand, nll_ref), "real")
-    rows.add("delta_p_rms", None if delta_p is None else delta_p**2, "log")
-    rows.add("mean", kld, "log")
-    edge, top_mean = _top_mean(kld)
-    # ⌈n·5/100⌉ largest: their mean is a minimum over the edge (Rockafellar & Uryasev 2000), so to first
-    # order its sampling error is that of the plain mean of edge + (x − edge)₊·100/5
-    excess = np.maximum(kld - edge, 0.0) if math.isfinite(edge) else kld
-    rows.add("top5_mean", edge + excess * (100 / TOP_PERCENT), "log")
-    positive = kld > 0
-    rows.add("geomean", np.log(kld, where=positive, out=np.zeros_like(kld)), "real", positive)
-    for cut in thresholds:
-        rows.add(f"above {cut}", kld > cut, "logit")
-    confidence = rows.add_buckets("confidence", table.get("pmax_ref"), CONFIDENCE_CUTS, kld)
-    place = table.get("position")
-    position = rows.add_buckets("position", place, () if place is None else position_edges(place), kld)
-    found = rows.intervals(draws, level)
-
+    kld = table.whole("kld")
+    positive = int(np.count_nonzero(kld > 0))
     infinite = int(np.count_nonzero(np.isinf(kld)))
-    quantiles = quantile_intervals(kld, table.owner, tuple(QUANTILES.values()), draws, level)
     extreme = float(kld.max())
+    edge, top_mean = _top_mean(kld)
+    terms = [*_means(), _top_term(edge), *(_above(cut) for cut in thresholds)]
+    buckets = [*_buckets("confidence", "pmax_ref", CONFIDENCE_CUTS)] if "pmax_ref" in table else []
+    buckets += _buckets("position", "position", position_edges(table)) if "position" in table else []
+    draws = Resampling(table.groups, seed, resamples)
+    found, counts = _estimates(table, [*terms, *(term for term, _ in buckets)], draws, level)
+
+    quantiles = quantile_intervals(kld, table.owner, tuple(QUANTILES.values()), draws, level)
     geomean = mapped(found["geomean"], math.exp)
-    if not positive.any():
+    if not positive:
         geomean = replace(geomean, reason="no positive value")
     summary = KldSummary(
         mean=found["mean"],
@@ -111,9 +96,15 @@ def aggregate(
         max=Interval(extreme, reason="sample extreme" if infinite == 0 else f"infinite at {infinite} tokens"),
         top5_mean=_around(found["top5_mean"], top_mean),
         geomean=geomean,
-        excluded_share=float(np.mean(~positive)),
+        excluded_share=1 - positive / len(kld),
         infinite=infinite,
     )
+
+    def bucketed(kind: str) -> tuple[Bucket, ...]:
+        return tuple(
+            Bucket(*ends, counts[term.name], found[term.name]) for term, ends in buckets if term.name.startswith(kind)
+        )
+
     return Aggregate(
         tokens=len(kld),
         clusters=table.groups,
@@ -124,65 +115,72 @@ def aggregate(
         delta_p_rms=mapped(found["delta_p_rms"], math.sqrt),
         **{name: found[name] for name in _MEANS},
         share_above=tuple(ShareAbove(cut, found[f"above {cut}"]) for cut in thresholds),
-        by_confidence=tuple(Bucket(lo, hi, n, found[key]) for key, lo, hi, n in confidence),
-        by_position=tuple(Bucket(lo, hi, n, found[key]) for key, lo, hi, n in position),
+        by_confidence=bucketed("confidence"),
+        by_position=bucketed("position"),
     )
 
 
-class _Rows:
-    """Collects ratio estimates by name, so that all of them are resampled in one pass."""
+def _means() -> Iterator[Term]:
+    def plain(column: str) -> Callable[[Mapping[str, FloatArray]], FloatArray]:
+        return lambda block: block[column]
 
-    def __init__(self, table: Columns) -> None:
-        self.table = table
-        self.names: list[str] = []
-        self.totals: list[FloatArray] = []
-        self.sizes: list[FloatArray] = []
-        self.scales: list[Scale] = []
-        self.fixed: dict[str, Interval] = {}
+    for name, (column, scale) in _MEANS.items():
+        yield Term(name, scale, (column,), plain(column))
+    yield Term("ppl_ref", "real", ("nll_ref",), plain("nll_ref"))
+    yield Term("ppl", "real", ("nll_cand",), plain("nll_cand"))
+    yield Term("ln_ppl_ratio", "real", ("nll_cand", "nll_ref"), lambda block: block["nll_cand"] - block["nll_ref"])
+    yield Term("delta_p_rms", "log", ("delta_p",), lambda block: block["delta_p"] ** 2)
+    yield Term("mean", "log", ("kld",), plain("kld"))
+    yield Term("geomean", "real", ("kld",), _log_positive, lambda block: block["kld"] > 0)
 
-    def add(
-        self,
-        name: str,
-        values: npt.NDArray[Any] | None,
-        scale: Scale,
-        among: npt.NDArray[np.bool_] | None = None,
-    ) -> None:
-        """Mean of ``values``, over the tokens ``among`` where given."""
-        if values is None:
-            self.fixed[name] = Interval(math.nan, reason="column not recorded")
-            return
-        bad = int(np.count_nonzero(~np.isfinite(values if among is None else values[among])))
+
+def _log_positive(block: Mapping[str, FloatArray]) -> FloatArray:
+    kld = block["kld"]
+    return np.log(kld, where=kld > 0, out=np.zeros_like(kld))
+
+
+def _top_term(edge: float) -> Term:
+    """⌈n·5/100⌉ largest: their mean is a minimum over the edge (Rockafellar & Uryasev 2000), so to first order its
+    sampling error is that of the plain mean of edge + (x − edge)₊·100/5."""
+
+    def values(block: Mapping[str, FloatArray]) -> FloatArray:
+        excess = np.maximum(block["kld"] - edge, 0.0) if math.isfinite(edge) else block["kld"]
+        return edge + excess * (100 / TOP_PERCENT)
+
+    return Term("top5_mean", "log", ("kld",), values)
+
+
+def _above(cut: float) -> Term:
+    return Term(f"above {cut}", "logit", ("kld",), lambda block: block["kld"] > cut)
+
+
+def _buckets(kind: str, by: str, edges: Sequence[float]) -> Iterator[tuple[Term, tuple[float, float]]]:
+    """Mean kld of the tokens in each bucket of ``by``, with the bucket's ends."""
+
+    def within(low: float, high: float) -> Callable[[Mapping[str, FloatArray]], npt.NDArray[np.bool_]]:
+        if high == edges[-1]:  # open above: a probability may exceed 1 by rounding
+            return lambda block: block[by] >= low
+        return lambda block: (block[by] >= low) & (block[by] < high)
+
+    for low, high in pairwise(edges):
+        yield Term(f"{kind} {low}", "log", ("kld", by), lambda block: block["kld"], within(low, high)), (low, high)
+
+
+def _estimates(
+    table: Columns, terms: Sequence[Term], draws: Resampling, level: float
+) -> tuple[dict[str, Interval], dict[str, int]]:
+    """(interval, tokens) of each term by name; all finite ones are resampled together."""
+    there = [term for term in terms if all(name in table for name in term.needs)]
+    sums = table.sums(there)
+    out = {term.name: Interval(math.nan, reason="column not recorded", level=level) for term in terms}
+    for term, total, tokens, bad in zip(there, sums.plain, sums.tokens, sums.bad, strict=True):
         if bad:
-            chosen = values if among is None else values[among]
-            with np.errstate(invalid="ignore"):
-                self.fixed[name] = interval_of(float(np.mean(chosen)), bad, len(chosen))
-            return
-        self.names.append(name)
-        self.totals.append(self.table.sums(values, among))
-        self.sizes.append(self.table.sums(None, among))
-        self.scales.append(scale)
-
-    def add_buckets(
-        self, kind: str, by: npt.NDArray[Any] | None, edges: Sequence[float], kld: FloatArray
-    ) -> list[tuple[str, float, float, int]]:
-        """One row per bucket of ``by``; (name, low, high, tokens) of each."""
-        made: list[tuple[str, float, float, int]] = []
-        if by is None:
-            return made
-        for low, high in pairwise(edges):
-            # the last bucket is open above: a probability may exceed 1 by rounding
-            among = by >= low if high == edges[-1] else (by >= low) & (by < high)
-            name = f"{kind} {low}"
-            self.add(name, kld, "log", among)
-            made.append((name, low, high, int(np.count_nonzero(among))))
-        return made
-
-    def intervals(self, draws: Resampling, level: float) -> dict[str, Interval]:
-        out = {name: replace(made, level=level) for name, made in self.fixed.items()}
-        if self.names:
-            made = ratio_intervals(np.array(self.totals), np.array(self.sizes), self.scales, draws, level)
-            out.update(zip(self.names, made, strict=True))
-        return out
+            out[term.name] = replace(interval_of(float(total / tokens), int(bad), int(tokens)), level=level)
+    finite = np.flatnonzero(sums.bad == 0)
+    scales = [there[k].scale for k in finite]
+    made = ratio_intervals(sums.totals[finite], sums.sizes[finite], scales, draws, level)
+    out.update(zip((there[k].name for k in finite), made, strict=True))
+    return out, {term.name: int(tokens) for term, tokens in zip(there, sums.tokens, strict=True)}
 
 
 def _top_mean(kld: FloatArray) -> tuple[float, float]:
@@ -199,13 +197,6 @@ def _around(linear: Interval, value: float) -> Interval:
         return replace(linear, value=value)
     factor = value / linear.value
     return replace(linear, value=value, low=linear.low * factor, high=linear.high * factor)
-
-
-def _difference(a: npt.NDArray[Any] | None, b: npt.NDArray[Any] | None) -> npt.NDArray[Any] | None:
-    if a is None or b is None:
-        return None
-    with np.errstate(invalid="ignore"):  # ∞ − ∞: reported as not finite
-        return np.asarray(a - b)
 
 
 def _exp(x: float) -> float:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special
 
-from quantvane.displacement._columns import Columns, interval_of
+from quantvane.displacement._columns import Columns, Term, interval_of
 from quantvane.stats.multiplicity import holm
 from quantvane.stats.resampling import Resampling, ratio_intervals, ratio_standard_error
 from quantvane.types import FloatArray, Interval
@@ -87,13 +87,19 @@ def compare_candidates(
     draws = Resampling(table.groups, seed, resamples)
     means: dict[str, Interval] = {}
     sums: dict[str, FloatArray | None] = {}  # None where a value is infinite
+    sizes = np.zeros(table.groups)
     for name in klds:  # one column at a time: ``klds`` may read them from files
-        kld = table.require(name)
-        means[name] = _mean(table, kld, draws, level)
-        sums[name] = table.sums(kld) if np.isfinite(kld).all() else None
+        made = table.sums([Term(name, "log", (name,), lambda block: next(iter(block.values())))])
+        sizes, bad = made.sizes[0], int(made.bad[0])
+        sums[name] = None if bad else made.totals[0]
+        means[name] = (
+            interval_of(float(made.plain[0] / made.tokens[0]), bad, int(made.tokens[0]))
+            if bad
+            else ratio_intervals(made.totals, made.sizes, ["log"], draws, level)[0]
+        )
     order = sorted(means, key=lambda name: (means[name].value, name))
     pairs = list(combinations(order, 2))  # (better, worse)
-    differences = _differences(table.sums(None), sums, pairs, draws, level)
+    differences = _differences(sizes, sums, pairs, draws, level)
     adjusted = dict(zip(pairs, holm([differences[pair][1] for pair in pairs]), strict=True))
     least = floor if floor is not None and not math.isnan(floor) else -math.inf
 
@@ -119,14 +125,6 @@ def compare_candidates(
             )
         )
     return out
-
-
-def _mean(table: Columns, kld: FloatArray, draws: Resampling, level: float) -> Interval:
-    bad = int(np.count_nonzero(~np.isfinite(kld)))
-    if bad:
-        return interval_of(float(np.mean(kld)), bad, len(kld))
-    sums = table.sums(kld)[None, :], table.sums(None)[None, :]
-    return ratio_intervals(*sums, ["log"], draws, level)[0]
 
 
 def _differences(

@@ -41,7 +41,7 @@ def _threads() -> int:
 SETTINGS: dict[str, Setting] = {
     "n_threads": Setting(_threads, integer(1, 1024), "threads for decoding"),
     "n_batch": Setting(512, integer(1, 65536), "tokens handed to one decode call"),
-    "n_ubatch": Setting(512, integer(1, 65536), "tokens computed together; changes rounding"),
+    "n_ubatch": Setting(512, integer(1, 65536), "tokens computed together; less in long contexts (docs/engines.md)"),
     "n_gpu_layers": Setting(-1, integer(-1, 10000), "layers kept on the GPU; -1 for all"),
     "cache_type_k": Setting("f32", choice(*_CACHE_TYPES), "type of the K cache"),
     "cache_type_v": Setting("f32", choice(*_CACHE_TYPES), "type of the V cache"),
@@ -348,8 +348,13 @@ def sha256_lines(lines: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def resolve_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Every setting in force for what a spec gives; see `SETTINGS`.
+# Without flash attention the scores of a micro-batch, n_ubatch × context × heads, are held in full.
+_SCORES = 512 * 2048
+_LEAST_UBATCH = 32
+
+
+def resolve_settings(settings: Mapping[str, Any], context: int = 512) -> dict[str, Any]:
+    """Every setting in force for what a spec gives and windows of up to ``context`` tokens; see `SETTINGS`.
 
     Raises:
         SpecError: an unknown setting or a value that cannot be.
@@ -357,6 +362,8 @@ def resolve_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     values = read_settings("llamacpp", SETTINGS, settings)
     if "flash_attn" not in settings and values["cache_type_k"] == values["cache_type_v"] == "f32":
         values["flash_attn"] = "off"
+    if "n_ubatch" not in settings and values["flash_attn"] == "off" and not _library().llama_supports_gpu_offload():
+        values["n_ubatch"] = min(values["n_ubatch"], max(_LEAST_UBATCH, _SCORES // context))
     return values
 
 
@@ -371,7 +378,7 @@ def open_llamacpp(path: str, settings: Mapping[str, Any], context: int = 512) ->
     Raises:
         ModelFileError: missing or damaged file. SpecError: an unknown setting.
     """
-    values = resolve_settings(settings)
+    values = resolve_settings(settings, context)
     for shard in gguf_shards(Path(path)):
         check_gguf(shard)
     weights = read_weights(path)  # a truncated file is refused here, before the library maps it

@@ -13,7 +13,7 @@ from quantvane.errors import DataError, EngineError
 from quantvane.store.tokens import token_batch
 from quantvane.types import TOKEN_FIELDS, TokenMetrics, Window
 
-__all__ = ["FLOOR_UNIT_TOKENS", "Measure", "Rows", "measure_unit", "units"]
+__all__ = ["FLOOR_UNIT_TOKENS", "UNIT_TOKENS", "Measure", "Rows", "measure_unit", "units"]
 
 Logits = npt.NDArray[np.float32]
 Columns = dict[str, Any]

@@ -63,7 +63,7 @@ class Noise:
         return float(self.document["floor"]["kld_mean"])
 
 
-def variations(reference: ModelSpec, asked: Sequence[str]) -> list[tuple[str, ModelSpec]]:
+def variations(reference: ModelSpec, asked: Sequence[str], context: int = 512) -> list[tuple[str, ModelSpec]]:
     """(label, model spec) of every variation: words of `VARIATIONS`, or ``setting=value`` of one's own.
 
     Raises:
@@ -74,7 +74,7 @@ def variations(reference: ModelSpec, asked: Sequence[str]) -> list[tuple[str, Mo
     own = dict(reference.settings)
     if engine == "llamacpp":
         # Spelled out, so that a change of one setting does not choose another default for a second.
-        resolved = resolve_settings(own)
+        resolved = resolve_settings(own, context)
         keys = {key for changes in known.values() for change in changes for key in change}
         own = {**own, **{key: str(resolved[key]).lower() for key in sorted(keys - {"n_threads"})}}
     out: list[tuple[str, ModelSpec]] = []
@@ -122,7 +122,7 @@ def noise(
         QuantvaneError: see `quantvane.errors`.
     """
     reference = ModelSpec.parse(ref).with_defaults(settings or {})
-    chosen = variations(reference, vary)
+    chosen = variations(reference, vary, context)
     result = compare(
         reference.text,
         [spec.text for _, spec in chosen],

@@ -17,12 +17,14 @@ import numpy as np
 
 from quantvane.engines.base import Engine
 from quantvane.engines.llamacpp import LlamaCpp
-from quantvane.run.lockstep import Columns, Logits, Measure, join_unit, measure_rows
+from quantvane.run.lockstep import UNIT_TOKENS, Columns, Logits, Measure, join_unit, measure_rows
 from quantvane.types import Window
 
 __all__ = ["measure_units", "workers_for"]
 
-_UNIT_BYTES = 256 * 2**20  # of the reference's logits; a few units are in flight at once
+# of the reference's logits, a few units of which are in flight at once; a unit of one long window is measured block by
+# block instead
+_UNIT_BYTES = 256 * 2**20
 _IN_FLIGHT = 2
 
 
@@ -33,7 +35,7 @@ def workers_for(reference: Engine, candidates: Sequence[Engine], todo: Sequence[
         return 1
     threads = {int(m.info.settings["n_threads"]) for m in models}
     rows = max(sum(int(np.count_nonzero(w.scored)) for w in unit) for unit in todo)
-    if len(threads) > 1 or rows * len(reference.vocabulary) * 4 > _UNIT_BYTES:
+    if len(threads) > 1 or rows > UNIT_TOKENS or rows * len(reference.vocabulary) * 4 > _UNIT_BYTES:
         return 1
     return min(threads.pop(), len(models))
 

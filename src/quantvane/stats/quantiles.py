@@ -46,8 +46,23 @@ def quantile_replicates(
         probabilities: (Q,) in [0, 1].
         resampling: draws; its ``clusters`` is G.
 
-    Cost: one sort, then O(n) per resample in compiled threads; memory O(2²⁰ + n + G + B·Q).
+    Cost: one sort, then O(n) per resample in compiled threads; memory O(2¹⁸ + n + G + B·Q).
     """
+    return _replicates(*_falling(values, owner), probabilities, resampling)
+
+
+def _falling(values: FloatArray, owner: npt.NDArray[np.integer]) -> tuple[FloatArray, npt.NDArray[np.int32]]:
+    """(values from the largest down, their clusters)."""
+    order = np.argsort(values)[::-1]  # the order of equal values changes no quantile
+    return values[order], owner[order].astype(np.int32, copy=False)
+
+
+def _replicates(
+    descending: FloatArray,
+    owners: npt.NDArray[np.int32],
+    probabilities: Sequence[float],
+    resampling: Resampling,
+) -> FloatArray:
     probs = np.asarray(probabilities, dtype=np.float64)
     if not np.all((probs >= 0) & (probs <= 1)):
         raise DataError(
@@ -56,10 +71,7 @@ def quantile_replicates(
             got=str(list(probabilities)),
             remedy="write p99 as 0.99",
         )
-    order = np.argsort(-values, kind="stable")
-    descending = np.ascontiguousarray(values[order])
-    owners = np.ascontiguousarray(owner[order], dtype=np.int32)
-    sizes = np.bincount(owner, minlength=resampling.clusters).astype(np.int64)
+    sizes = np.bincount(owners, minlength=resampling.clusters).astype(np.int64)
     if len(sizes) != resampling.clusters or not sizes.all():
         raise DataError(
             "clusters and resamples do not fit together",
@@ -92,12 +104,12 @@ def quantile_intervals(
     percentile interval. A note is added where fewer than 10 values lie beyond the quantile: no resample can
     reach past the sample's own extremes, so that end is too short.
     """
-    ascending = np.sort(values)
-    points = [quantile_sorted(ascending, p) for p in probabilities]
+    descending, owners = _falling(values, owner)
+    points = [quantile_sorted(descending[::-1], p) for p in probabilities]
     groups = resampling.clusters
     if groups < 2:
         return [percentile_interval(q, values, groups, level) for q in points]
-    replicates = quantile_replicates(values, owner, probabilities, resampling)
+    replicates = _replicates(descending, owners, probabilities, resampling)
     reach = float(special.stdtrit(groups - 1, (1 + level) / 2)) * math.sqrt(groups / (groups - 1))
     out = []
     for point, p, column in zip(points, probabilities, replicates.T, strict=True):

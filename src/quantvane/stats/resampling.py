@@ -45,7 +45,7 @@ __all__ = [
 FEW_CLUSTERS = 8
 """Below this many clusters an interval carries a note, and bootstrap-t gives way to Student's t."""
 
-_CELLS = 1 << 20  # counts held at once, (rows, G): never (resamples, tokens)
+_CELLS = 1 << 18  # counts held at once, (rows, G): never (resamples, tokens)
 _DROPPED = 0.05  # share of unusable resamples above which bootstrap-t is not trusted
 
 Scale = Literal["real", "log", "logit"]
@@ -166,7 +166,7 @@ def ratio_intervals(
         K intervals. Infinite sums, empty rows and fewer than 2 clusters give NaN ends and a reason; no
         variation between clusters gives an interval of no width and a reason.
 
-    Cost: O(B·G·K), memory O(2²⁰ + G·K + B·K).
+    Cost: O(B·G·K), memory O(2¹⁸ + G·K + B·K).
     """
     if totals.shape != sizes.shape or totals.shape != (len(scales), resampling.clusters):
         raise DataError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ SCHEMA = pa.schema(
     metadata={"quantvane.schema": str(SCHEMA_VERSION)},
 )
 _ROW_GROUP = 1 << 14  # a writer holds a few copies of one
+_READ_ROWS = 1 << 12
 
 
 def token_batch(window: Window, metrics: Mapping[str, Any]) -> Any:
@@ -99,8 +100,8 @@ class TokenColumns(Mapping[str, Any]):
     def __init__(self, path: Path, rows: Any = None) -> None:
         self._path, self._rows = path, rows
         try:
-            # memory-mapped: pages of the file are the kernel's to drop; pq.read_table would import pandas
-            self._file = pq.ParquetFile(path, memory_map=True)
+            # not memory-mapped: every page read would count as the process's memory; pq.read_table would import pandas
+            self._file = pq.ParquetFile(path)
         except (OSError, pa.ArrowInvalid) as problem:
             raise self._damaged(problem) from None
         version = (self._file.schema_arrow.metadata or {}).get(b"quantvane.schema", b"?").decode()
@@ -132,6 +133,21 @@ class TokenColumns(Mapping[str, Any]):
             raise KeyError(name)
         values = self._read(name).to_numpy()
         return values if self._rows is None else values[self._rows]
+
+    def blocks(self, names: Sequence[str]) -> Iterator[dict[str, Any]]:
+        """The columns ``names`` as numpy arrays, a few thousand rows at a time."""
+        start = 0
+        batches = self._file.iter_batches(_READ_ROWS, columns=list(names), use_threads=False)
+        while True:
+            try:
+                batch = next(batches, None)
+            except (OSError, pa.ArrowInvalid) as problem:
+                raise self._damaged(problem) from None
+            if batch is None:
+                return
+            rows = slice(None) if self._rows is None else self._rows[start : start + batch.num_rows]
+            start += batch.num_rows
+            yield {name: batch.column(name).to_numpy(zero_copy_only=False)[rows] for name in names}
 
     def __iter__(self) -> Iterator[str]:
         return iter(_NUMBERS)
