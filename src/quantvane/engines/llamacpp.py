@@ -47,6 +47,7 @@ SETTINGS: dict[str, Setting] = {
     "cache_type_v": Setting("f32", choice(*_CACHE_TYPES), "type of the V cache"),
     "flash_attn": Setting("auto", choice(*_FLASH), "flash attention: auto, on or off; off with F32 caches"),
     "offload_kqv": Setting(True, boolean, "keep the KV cache on the GPU"),
+    "op_offload": Setting(True, boolean, "large products on the GPU even of layers that are not kept there"),
     "repack": Setting(True, boolean, "let llama.cpp repack weights for this processor"),
 }
 
@@ -144,7 +145,7 @@ class LlamaCpp:
         params.n_threads = params.n_threads_batch = self._threads
         params.type_k, params.type_v = _CACHE_TYPES[given["cache_type_k"]], _CACHE_TYPES[given["cache_type_v"]]
         params.flash_attn_type = _FLASH[given["flash_attn"]]
-        params.offload_kqv = given["offload_kqv"]
+        params.offload_kqv, params.op_offload = given["offload_kqv"], given["op_offload"]
         params.no_perf = True
         return params
 
@@ -184,11 +185,10 @@ class LlamaCpp:
             lib.llama_model_desc(self._model, buffer, 256)
             shards = gguf_shards(self._path)
             prints = [sha256_file(shard) for shard in shards]
-            gpu = bool(lib.llama_supports_gpu_offload()) and self._settings["n_gpu_layers"] != 0
             self._info = EngineInfo(
                 engine="llamacpp",
                 build=build_string(),
-                device="gpu" if gpu else "cpu",
+                device=_device(lib, self._settings),
                 settings=dict(self._settings),
                 fingerprint=prints[0] if len(prints) == 1 else sha256_lines(prints),
                 architecture=buffer.value.decode(errors="replace"),
@@ -334,6 +334,15 @@ class LlamaCpp:
         if self._model is not None:
             self._lib.llama_model_free(self._model)
             self._model = None
+
+
+def _device(lib: Any, settings: Mapping[str, Any]) -> str:
+    """Where it computes: "cpu", "gpu", or "cpu+gpu" where the layers stay but llama.cpp lends their work to the GPU."""
+    if not lib.llama_supports_gpu_offload():
+        return "cpu"
+    if settings["n_gpu_layers"] != 0:
+        return "gpu"
+    return "cpu+gpu" if settings["op_offload"] or settings["offload_kqv"] else "cpu"
 
 
 def _matrix(pointer: Any, rows: int, columns: int) -> npt.NDArray[np.float32]:

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from quantvane.displacement.ops.common import assemble, bad_row
+from quantvane.fisher.logit import lambda_max
 from quantvane.types import TOKEN_FIELDS, FloatArray, TokenMetrics
 
 __all__ = ["rows"]
@@ -28,7 +29,6 @@ _SCRATCH_BYTES = 32 * 2**20  # of temporaries per chunk, if one row does not nee
 _TEMPORARIES = 16  # (rows, V) float64 arrays alive at once, about
 _DERIVED = frozenset({"hellinger", "fisher_rao", "delta_p", "same_top1"})
 _COLUMNS = tuple(name for name in TOKEN_FIELDS if name not in _DERIVED)
-_NEWTON_STEPS = 12  # it needs 4
 
 
 def rows(
@@ -85,8 +85,8 @@ def _chunk(
     out.update(_divergences(t, np.maximum(p, q)))
     out["kld"][(impossible_q & ~impossible_p).any(axis=1)] = np.inf
     out["kld_rev"][(impossible_p & ~impossible_q).any(axis=1)] = np.inf
-    out["lambda_ref"] = _lambda_max(p, top_p)
-    out["lambda_cand"] = _lambda_max(q, top_q)
+    out["lambda_ref"] = lambda_max(x)
+    out["lambda_cand"] = lambda_max(y)
     return out
 
 
@@ -157,34 +157,3 @@ def _topk_mask(x: FloatArray, k: int) -> npt.NDArray[np.bool_]:
     room = k - inside.sum(axis=1, keepdims=True)
     inside |= tied & (np.cumsum(tied, axis=1) <= room)
     return np.asarray(inside)
-
-
-def _lambda_max(p: FloatArray, top: npt.NDArray[np.intp]) -> FloatArray:
-    """Largest eigenvalue of diag(p)−ppᵀ for every row, by Newton on the secular equation.
-
-    Solves 1/ψ(λ) = (p₁−λ)/p₁, ψ(λ) = Σ_{i≥2} p_i/(λ−p_i), on (p₂, p₁). The difference of the sides is concave
-    and increasing, so Newton from a lower bound climbs monotonically. Source: fisher, "logit space".
-    """
-    at = np.arange(len(p))
-    p1 = p[at, top]
-    rest = p.copy()
-    rest[at, top] = 0.0
-    p2 = rest.max(axis=1)
-    s = rest.sum(axis=1)
-    r = np.maximum(s - p2, 0.0)
-    b = 2.0 * p1 * p2 + r * (p1 + p2)
-    lam = 0.5 * (b + np.sqrt(np.maximum(b * b - 4.0 * p1 * p2 * r, 0.0)))
-    lam = np.clip(lam, p2, p1)
-    todo = (s > 0) & (p2 < p1) & (lam > p2)
-    lam[~todo & (s > 0)] = p1[~todo & (s > 0)]
-    for _ in range(_NEWTON_STEPS):
-        if not todo.any():
-            break
-        row = np.flatnonzero(todo)
-        inverse = 1.0 / (lam[row, None] - rest[row])
-        psi = (rest[row] * inverse).sum(axis=1)
-        slope = (rest[row] * inverse * inverse).sum(axis=1) / psi**2 + 1.0 / p1[row]
-        step = ((p1[row] - lam[row]) / p1[row] - 1.0 / psi) / slope
-        lam[row] = np.minimum(lam[row] + step, p1[row])
-        todo[row[~(np.abs(step) > 4e-16 * lam[row])]] = False
-    return np.asarray(lam)
