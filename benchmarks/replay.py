@@ -23,6 +23,7 @@ import numpy as np
 from quantvane.engines.llamacpp import LlamaCpp, build_string, open_llamacpp
 from quantvane.store.atomic import read_json, write_json
 from quantvane.store.manifest import package_versions
+from quantvane.tasks.cost import UNMEASURED, CallCost, measure_cost
 from quantvane.tasks.generation import Answer, Effort, Request, ambiguous, generate, shape_noise
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "bench.md"
@@ -53,13 +54,23 @@ def text_requests(engine: LlamaCpp, path: Path, items: int) -> list[Request]:
     return [Request(np.array([*bos, *tokens[s : s + PROMPT]], np.int32), ANSWER) for s in starts]
 
 
-def timed(engine: LlamaCpp, requests: list[Request], slots: int, serial: bool) -> Found:
+def timed(engine: LlamaCpp, requests: list[Request], slots: int, serial: bool, cost: CallCost = UNMEASURED) -> Found:
     context = max(len(r.prompt) + r.max_tokens for r in requests)
     decoder = engine.decoder(context, slots)
     try:
         begun = time.perf_counter()
-        answers, effort = generate(decoder, requests, engine.token_bytes, serial=serial)
+        answers, effort = generate(decoder, requests, engine.token_bytes, serial=serial, cost=cost)
         return time.perf_counter() - begun, answers, effort
+    finally:
+        decoder.close()
+
+
+def calibrated(engine: LlamaCpp, requests: list[Request], slots: int, serial: bool) -> CallCost:
+    """Cost of the calls of a decoder, on 32 requests from all over, as ``bench`` measures it once per candidate."""
+    context = max(len(r.prompt) + r.max_tokens for r in requests)
+    decoder = engine.decoder(context, slots)
+    try:
+        return measure_cost(decoder, requests[:: max(1, len(requests) // 32)][:32], serial=serial)
     finally:
         decoder.close()
 
@@ -79,6 +90,7 @@ def measure(
         runs |= {f"plain_{count}": (False, count, False), f"replay_{count}": (True, count, False)}
     timed(engine, drafted[:64], max(slots), False)  # first use pays for page faults
     seconds: dict[str, list[float]] = {name: [] for name in runs}
+    costs = {name: calibrated(engine, drafted, run[1], run[2]) for name, run in runs.items() if run[0]}
     answers: dict[str, list[Answer]] = {name: [] for name in runs}
     effort = {name: Effort() for name in runs}
     for number, part in enumerate(np.array_split(np.arange(len(plain)), parts)):
@@ -86,13 +98,12 @@ def measure(
         order = list(runs.items())[:: -1 if number % 2 else 1]  # so that a slow drift does not favour one
         for name, (draft, count, serial) in order:
             source = drafted if draft else plain
-            spent, found, cost = timed(engine, [source[i] for i in part], count, serial)
+            spent, found, cost = timed(engine, [source[i] for i in part], count, serial, costs.get(name, UNMEASURED))
             seconds[name].append(spent)
             answers[name] += found
-            effort[name] = Effort(
-                effort[name].calls + cost.calls, effort[name].steps + cost.steps, effort[name].tokens + cost.tokens
-            )
-    return report(seconds, answers, effort, drafts, slots)
+            effort[name] += cost
+    calls = {name: cost.to_dict() for name, cost in costs.items()}
+    return report(seconds, answers, effort, drafts, slots) | {"call_cost": calls}
 
 
 def report(
@@ -132,6 +143,8 @@ def report(
         "first_differences": {way: differences(plain, answers[way], noise) for way in ways},
         "seconds": seconds,
         "tokens": {name: cost.tokens for name, cost in effort.items()},
+        "fed_ahead": {name: cost.ahead for name, cost in effort.items() if name.startswith("replay")},
+        "fed_in_vain": {name: cost.vain for name, cost in effort.items() if name.startswith("replay")},
     }
 
 
