@@ -117,7 +117,7 @@ def test_where_tokens_cost_as_much_as_steps_the_batches_are_those_of_plain_gener
 
 
 def test_a_wrong_price_loses_what_is_wrong_with_it():
-    """The rule believes its prices: without them, drafts that leave early are looked at too far where tokens are dear."""
+    """The rule believes its prices: without them it looks too far where tokens are dear and drafts leave early."""
     requests, answers = texts(0.85)
     law = LAWS["arithmetic"]
     plain, _ = run(requests, answers, 1, law, UNMEASURED, drafted=False)
@@ -168,7 +168,7 @@ def test_reach_by_hand():
 
 def test_company_that_would_fall_out_of_step_stays_in_step():
     """In a shared cache: what is saved must exceed what disorder costs; one sequence alone does not mind."""
-    kept = dict(sequences=4, sizes=(1, 4, 8, 64), seconds=(1.0, 2.0, 2.4, 8.0), step=2.0, after=2.0)
+    kept = {"sequences": 4, "sizes": (1, 4, 8, 64), "seconds": (1.0, 2.0, 2.4, 8.0), "step": 2.0, "after": 2.0}
     for full, most in ((2.0, 512), (3.2, 0)):
         fit = Agreement(CallCost(**kept, full=full), length=100)
         for right in [True] * 950 + [False] * 50:
@@ -188,7 +188,7 @@ def test_costs_are_measured_on_a_decoder_that_is_left_empty():
     for serial in (False, True):
         cost = measure_cost(decoder, requests, serial=serial)
         assert cost.sequences == (1 if serial else 4)
-        assert cost.rounds >= 3
+        assert cost.rounds >= 4
         assert min(*cost.seconds, cost.step, cost.after, cost.full) > 0
         assert CallCost.from_dict(json.loads(json.dumps(cost.to_dict()))) == cost
         assert (np.diff([cost.call(n) for n in range(2000)]) >= 0).all()

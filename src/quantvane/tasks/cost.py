@@ -14,13 +14,20 @@ from quantvane.engines.decoding import Decoder, Feed, Tokens
 from quantvane.tasks.greedy import Request, top_two
 from quantvane.types import FloatArray
 
-__all__ = ["LONGEST", "UNMEASURED", "CallCost", "measure_cost"]
+__all__ = ["LONGEST", "TOGETHER", "UNMEASURED", "CallCost", "measure_cost"]
 
 LONGEST = 512
 """Tokens up to which a call is priced; none is fed further ahead than that."""
 
+TOGETHER = 256
+"""Tokens verified together, drafts counted whole, while answers grow one at a time.
+
+The sequences of a call see each other's cache as masked cells, which costs small models more than a longer call saves,
+and long answers that have to go on would each do so beside the cells of all others.
+"""
+
 _SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
-_ROUNDS = (3, 15)
+_ROUNDS = (4, 16)
 _SECONDS = 0.25  # what a calibration may take, where the fewest rounds take less
 
 
@@ -34,8 +41,8 @@ class CallCost:
 
     Attributes:
         sequences: s, those whose tokens made up a call.
-        sizes: tokens, rising, at least two. seconds: of a call of n tokens behind a step: medians, linear in between
-            and beyond them.
+        sizes: tokens, rising, at least two. seconds: of a call of n tokens behind a step, linear in between and
+            beyond them.
         step: seconds of a step of all s behind a step. after: of a step behind a call of another shape.
         full: of a step behind a step while the cache holds the whole drafts, instead of half of them. Sequences that
             share a cache and go out of step keep it as full as that.
@@ -54,8 +61,8 @@ class CallCost:
     @cached_property
     def _table(self) -> FloatArray:
         n = np.arange(2 * LONGEST + 1, dtype=np.float64)
-        # Never falling, since a call could be filled up.
-        x, y = np.array(self.sizes, np.float64), np.maximum.accumulate(np.array(self.seconds, np.float64))
+        # Never falling, since a call could be filled up to one that was faster.
+        x, y = np.array(self.sizes, np.float64), np.minimum.accumulate(np.array(self.seconds, np.float64)[::-1])[::-1]
         found: FloatArray = np.interp(n, x, y)
         # Beyond them by the slope of the outer half, which a single measurement moves little.
         at = min(len(x) // 2, len(x) - 2)
@@ -113,16 +120,21 @@ def measure_cost(decoder: Decoder, requests: Sequence[Request], *, serial: bool 
         decoder: with free slots. requests: some that fit it.
 
     Returns:
-        medians of the rounds; `UNMEASURED` where nothing fits or nothing can be dropped.
+        the least of the rounds, since other work on a machine only adds; `UNMEASURED` where nothing fits or nothing
+        can be dropped.
 
     Raises:
         EngineError: decoding failed or gave NaN.
     """
     begun = time.perf_counter()
-    whole = [np.concatenate([r.prompt, r.draft]).astype(np.int32) for r in requests]
+    # Room is left for the token of a step.
+    whole = [np.concatenate([r.prompt, r.draft]).astype(np.int32)[: decoder.context - 1] for r in requests]
     halves = [len(r.prompt) + len(r.draft) // 2 for r in requests]
-    fits = [i for i, tokens in enumerate(whole) if 0 < halves[i] and len(tokens) + 2 <= decoder.context]
-    fits = sorted(fits[: decoder.slots], key=lambda i: whole[i].tolist())  # neighbours have most in common
+    fits = [i for i, tokens in enumerate(whole) if 0 < halves[i] <= len(tokens) and halves[i] + 2 <= decoder.context]
+    fits = fits[: decoder.slots]
+    if serial:
+        fits = [i for n, i in enumerate(fits) if sum(len(whole[j]) for j in fits[:n]) < TOGETHER]
+    fits.sort(key=lambda i: whole[i].tolist())  # neighbours have most in common
     sequences = 1 if serial else len(fits)
     most = min(decoder.capacity, decoder.rows, LONGEST, max(64, 8 * sequences))
     if not fits or not decoder.can_cut:
@@ -136,22 +148,21 @@ def measure_cost(decoder: Decoder, requests: Sequence[Request], *, serial: bool 
     spent: dict[int, list[float]] = {n: [] for n in sizes}
     steps: list[float] = []
     after: list[float] = []
-    for rounds in range(1, _ROUNDS[1] + 2):
+    for rounds in range(1, _ROUNDS[1] + 1):
         for n in sizes:
             slots.time(sequences, sequences)
             steps.append(slots.time(sequences, sequences))
             spent[n].append(slots.time(n, sequences))
             after.append(slots.time(sequences, sequences))
-        if rounds > _ROUNDS[0] and time.perf_counter() - begun > _SECONDS:
+        if rounds >= _ROUNDS[0] and time.perf_counter() - begun > _SECONDS:
             break
     slots.clear()
     slots = _Slots(decoder, [whole[i] for i in fits])
-    full = [slots.time(sequences, sequences) for _ in range(2 + rounds)][2:]
+    full = [slots.time(sequences, sequences) for _ in range(4 * rounds)]
     slots.clear()
-    middle = tuple(float(np.median(spent[n][1:])) for n in sizes)  # the first round pays for pages and plans
-    step, behind = (float(np.median(values[len(sizes) :])) for values in (steps, after))
+    least = tuple(min(spent[n]) for n in sizes)
     took = time.perf_counter() - begun
-    return CallCost(sequences, sizes, middle, step, behind, float(np.median(full)), rounds - 1, took)
+    return CallCost(sequences, sizes, least, min(steps), min(after), min(full), rounds, took)
 
 
 class _Slots:

@@ -21,15 +21,10 @@ import numpy as np
 
 from quantvane.engines.decoding import Decoder, Feed
 from quantvane.tasks.agreement import FIRST, FRESH, REJOINED, Agreement, Company
-from quantvane.tasks.cost import UNMEASURED, CallCost
+from quantvane.tasks.cost import TOGETHER, UNMEASURED, CallCost
 from quantvane.tasks.greedy import NO_DRAFT, Answer, Effort, Request, ambiguous, shape_noise, top_two
 
 __all__ = ["NO_DRAFT", "Answer", "Effort", "Request", "ambiguous", "generate", "shape_noise", "top_two"]
-
-# Tokens verified together, drafts counted whole, while answers grow one at a time. The sequences of a call see each
-# other's cache as masked cells, which costs small models more than a longer call saves, and long answers that have to
-# go on would each do so beside the cells of all others.
-_TOGETHER = 256
 
 
 class _Sequence:
@@ -235,7 +230,7 @@ def generate(
             fitted = Request(request.prompt, cap, request.stops, request.draft, request.seconds)
             active.append(_Sequence(index, fitted, free.pop(), decoder, spell, fit))
         fed: list[tuple[_Sequence, Feed]] = []
-        room, rows = min(decoder.capacity, _TOGETHER) if serial else decoder.capacity, decoder.rows
+        room, rows = min(decoder.capacity, TOGETHER) if serial else decoder.capacity, decoder.rows
         used, sharing = 0, 1 if serial else len(active)
         # Running answers first: they hold slots, and need one row each.
         turn = sorted(active, key=lambda s: s.prompting)
