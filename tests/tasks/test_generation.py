@@ -99,10 +99,10 @@ def test_drafts_that_fit_cost_few_calls(fake):
     (answer,), plain = generate(open_decoder(fake, 96, 1), [Request(prompt, 20)], fake.token_bytes)
     request = Request(prompt, 20, (), answer.tokens)
     (again,), effort = generate(open_decoder(fake, 96, 1), [request], fake.token_bytes)
-    # a first reach, a longer one, the rest
+    # as far as a draft is trusted at first, further, the rest
     assert (effort.calls, again.divergence, again.agreed) == (3, None, len(answer.tokens))
     _, several = generate(open_decoder(fake, 96, 1), [request] * 20, fake.token_bytes)
-    assert several.calls <= 26  # soon one call each
+    assert several.calls <= 45  # soon two each: a piece, then the rest
     assert plain.calls == len(answer.tokens)
 
 

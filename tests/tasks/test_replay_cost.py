@@ -162,7 +162,7 @@ def test_reach_by_hand():
                     # among steps, the call itself is no longer a step, and the step behind it is dearer
                     without = 0.9 if company.steady else cost.call(company.base)
                     extra = cost.call(company.base + k) - without + (0.2 if company.steady else 0.0)
-                    gains[k] = saved - 1.15 * extra
+                    gains[k] = saved - 1.05 * extra
                 assert fit.reach(place, company) == max(gains, key=gains.get), (seconds, place, company)
 
 

@@ -19,7 +19,7 @@ _LOOK_FIRST = 32
 _PRIOR = ((4.0, 0.5), (8.0, 1.0), (1.0, 1.0))
 # What looking ahead must be expected to save, over what it costs; and what it may have lost at any time: so many
 # steps, and this share of all steps.
-_MARGIN = 1.15
+_MARGIN = 1.05
 _LOSS_STEPS, _LOSS_SHARE = 16.0, 0.01
 _STALE = 1.04  # estimates are made anew when so many times more tokens were compared
 
@@ -45,14 +45,14 @@ class Agreement:
     (`CallCost.extra`) and saves t for each that is right. The chance that the first j are all right is estimated as
     P_j = p₁·p₂ʲ⁻¹ from the counts, by where the tokens stand. So
 
-        k = argmax  t·Σ_{j ≤ k} P_j  −  1.15·E(k),
+        k = argmax  t·Σ_{j ≤ k} P_j  −  1.05·E(k),
 
     0 where nothing is above 0. Tokens are counted whether or not they were fed ahead: a model that leaves its drafts
     early soon generates plainly, and takes them up again when they fit.
 
     Sequences in company begin plainly, until 32 tokens were compared. They go out of step by looking ahead, which
     makes every step dearer by the share `CallCost.disorder`: what is saved of an answer of N draft tokens, the share
-    Σ_{j ≤ N} P_j / N of its steps less what that costs, must exceed 1.15 times that share, or none looks ahead.
+    Σ_{j ≤ N} P_j / N of its steps less what that costs, must exceed 1.05 times that share, or none looks ahead.
 
     An account is kept besides, at the same prices: where what was fed ahead has cost more than it saved, by 16 steps
     and 1% of all steps, nothing is fed ahead until the steps since have made up for it. By these prices, replay

@@ -136,7 +136,8 @@ def measure_cost(decoder: Decoder, requests: Sequence[Request], *, serial: bool 
         fits = [i for n, i in enumerate(fits) if sum(len(whole[j]) for j in fits[:n]) < TOGETHER]
     fits.sort(key=lambda i: whole[i].tolist())  # neighbours have most in common
     sequences = 1 if serial else len(fits)
-    most = min(decoder.capacity, decoder.rows, LONGEST, max(64, 8 * sequences))
+    # Longer calls are those of prompts, which begin beside fewer cells than are held here.
+    most = min(decoder.capacity, decoder.rows, LONGEST, max(64, 4 * sequences))
     if not fits or not decoder.can_cut:
         return UNMEASURED
     held = [whole[i][: halves[i]] for i in fits]

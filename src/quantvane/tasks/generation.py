@@ -27,6 +27,11 @@ from quantvane.tasks.greedy import NO_DRAFT, Answer, Effort, Request, ambiguous,
 __all__ = ["NO_DRAFT", "Answer", "Effort", "Request", "ambiguous", "generate", "shape_noise", "top_two"]
 
 
+# Tokens fed ahead at first; then twice as many as were right in a row. Drafts that have fitted for long are those that
+# go on fitting, which one chance for all does not tell.
+_PIECE = 16
+
+
 class _Sequence:
     """One request at work in a slot."""
 
@@ -38,6 +43,7 @@ class _Sequence:
         self._pending = request.prompt
         self._held = 0  # tokens in the cache
         self._draft = request.draft if decoder.can_cut else NO_DRAFT
+        self._run = 0  # tokens of the draft that were right in a row
         self._expect = 0 if len(self._draft) else -1  # place of the draft's next token; −1 while out of step
         self._lost = 0  # place in the draft while out of step
         self._place = FIRST
@@ -90,7 +96,7 @@ class _Sequence:
         if self._expect >= 0:
             # The draft's last token is never fed: when it is confirmed, the answer is over.
             left = min(len(self._draft) - 1, self._expect + self._request.max_tokens - len(self._emitted) - 1)
-            reach = self._fit.reach(self._place, company)
+            reach = min(self._fit.reach(self._place, company), max(_PIECE, 2 * self._run))
             self._ahead = max(0, min(reach, left - self._expect, room - len(tokens), rows - 1))
             if self._ahead:
                 tokens = np.concatenate([tokens, self._draft[self._expect : self._expect + self._ahead]])
@@ -116,6 +122,7 @@ class _Sequence:
                 self._fit.count(self._place, agrees)
                 self._place = REJOINED if self._place == REJOINED or not agrees else FRESH
             self._emit(token, margin)
+            self._run = self._run + 1 if agrees else 0
             if agrees:
                 self._agreed += 1
                 self._expect += 1
