@@ -89,8 +89,10 @@ class CallCost:
         base = min(base, LONGEST)
         longer = self._table[base + 1 : base + LONGEST + 1]
         if not steady:
-            return longer - self._table[base]
-        return np.maximum(0.0, longer - base * self.token(base)) + max(0.0, self.after - self.step)
+            found: FloatArray = longer - self._table[base]
+        else:
+            found = np.maximum(0.0, longer - base * self.token(base)) + max(0.0, self.after - self.step)
+        return found
 
     @property
     def disorder(self) -> float:
