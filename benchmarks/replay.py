@@ -16,6 +16,7 @@ import argparse
 import json
 import platform
 import time
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ import numpy as np
 from quantvane.engines.llamacpp import LlamaCpp, build_string, open_llamacpp
 from quantvane.store.atomic import read_json, write_json
 from quantvane.store.manifest import package_versions
-from quantvane.tasks.cost import UNMEASURED, CallCost, measure_cost
+from quantvane.tasks.agreement import Agreement
+from quantvane.tasks.cost import CallCost, measure_cost
 from quantvane.tasks.generation import Answer, Effort, Request, ambiguous, generate, shape_noise
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "bench.md"
@@ -55,12 +57,12 @@ def text_requests(engine: LlamaCpp, path: Path, items: int) -> list[Request]:
     return [Request(np.array([*bos, *tokens[s : s + PROMPT]], np.int32), ANSWER) for s in starts]
 
 
-def timed(engine: LlamaCpp, requests: list[Request], slots: int, serial: bool, cost: CallCost = UNMEASURED) -> Found:
+def timed(engine: LlamaCpp, requests: list[Request], slots: int, serial: bool, fit: Agreement | None = None) -> Found:
     context = max(len(r.prompt) + r.max_tokens for r in requests)
     decoder = engine.decoder(context, slots)
     try:
         begun = time.perf_counter()
-        answers, effort = generate(decoder, requests, engine.token_bytes, serial=serial, cost=cost)
+        answers, effort = generate(decoder, requests, engine.token_bytes, serial=serial, fit=fit)
         return time.perf_counter() - begun, answers, effort
     finally:
         decoder.close()
@@ -81,7 +83,7 @@ def with_drafts(requests: list[Request], drafts: list[Answer]) -> list[Request]:
 
 
 def measure(
-    engine: LlamaCpp, plain: list[Request], drafts: list[Answer], slots: list[int], args: argparse.Namespace
+    engine: LlamaCpp, plain: list[Request], drafts: list[Answer], slots: list[int], parts: int, args: argparse.Namespace
 ) -> dict[str, Any]:
     drafted = with_drafts(plain, drafts)
     runs: dict[str, Run] = {
@@ -94,19 +96,24 @@ def measure(
     costs = {name: calibrated(engine, drafted, run[1], run[2]) for name, run in runs.items() if run[0]}
     answers: dict[str, list[Answer]] = {name: [] for name in runs}
     effort = {name: Effort() for name in runs}
-    for number, part in enumerate(np.array_split(np.arange(len(plain)), args.parts)):
+    fits: dict[str, Agreement | None] = {name: Agreement(cost) for name, cost in costs.items()}
+    for number, part in enumerate(np.array_split(np.arange(len(plain)), parts)):
         time.sleep(args.rest if number else 0)
+        taught: dict[str, Agreement | None] = {}
         fastest = dict.fromkeys(runs, float("inf"))
         for again in range(args.repeats):
             # in turns forwards and backwards, so that a slow drift does not favour one
             for name, (draft, count, serial) in list(runs.items())[:: -1 if (number + again) % 2 else 1]:
                 source = drafted if draft else plain
                 wanted = [source[i] for i in part]
-                spent, found, cost = timed(engine, wanted, count, serial, costs.get(name, UNMEASURED))
+                fit = deepcopy(fits.get(name))  # what the parts before taught
+                spent, found, cost = timed(engine, wanted, count, serial, fit)
                 fastest[name] = min(fastest[name], spent)
                 if not again:
                     answers[name] += found
                     effort[name] += cost
+                    taught[name] = fit
+        fits |= taught
         for name, spent in fastest.items():
             seconds[name].append(spent)
     calls = {name: cost.to_dict() for name, cost in costs.items()}
@@ -188,8 +195,9 @@ def main() -> None:
     parser.add_argument("--items", type=int, default=2600, help="task items")
     parser.add_argument("--continuations", type=int, default=200)
     parser.add_argument("--slots", default="16,32", type=numbers, help="sequences at once on tasks")
-    parser.add_argument("--text-slots", default="2,4", type=numbers, help="likewise on text, where they are longer")
-    parser.add_argument("--parts", type=int, default=5)
+    parser.add_argument("--text-slots", default="4", type=numbers, help="likewise on text, where they are longer")
+    parser.add_argument("--parts", type=int, default=5, help="of the task items")
+    parser.add_argument("--text-parts", type=int, default=25, help="of the continuations, which take longer")
     parser.add_argument("--repeats", type=int, default=2, help="times that each part is timed")
     parser.add_argument("--rest", type=float, default=0.0, help="seconds to wait between parts, for a shared machine")
     parser.add_argument("--threads", default="", help="threads of llama.cpp; its default otherwise")
@@ -210,15 +218,17 @@ def main() -> None:
             continue
         reference = open_llamacpp(args.reference, settings)
         if mode == "tasks":
-            requests, slots = task_requests(reference, args.tasks, args.items), args.slots
+            requests = task_requests(reference, args.tasks, args.items)
+            slots, parts = args.slots, args.parts
         else:
-            requests, slots = text_requests(reference, args.text, args.continuations), args.text_slots
+            requests = text_requests(reference, args.text, args.continuations)
+            slots, parts = args.text_slots, args.text_parts
         _, drafts, _ = timed(reference, requests, 8, False)
         reference.close()
         for kind in wanted:
             (model,) = args.cohort.glob(f"*-{kind}.gguf")
             engine = open_llamacpp(str(model), settings)
-            held["results"][mode][kind] = found = measure(engine, requests, drafts, slots, args)
+            held["results"][mode][kind] = found = measure(engine, requests, drafts, slots, parts, args)
             engine.close()
             speed = {name: round(value["value"], 2) for name, value in found["speedup"].items()}
             print(f"{mode} {kind}: {speed}, steps {found['sequential_steps']}, {found['answers_as_plain']}", flush=True)
@@ -252,7 +262,7 @@ def header(args: argparse.Namespace) -> dict[str, Any]:
     return {
         "schema": 3,
         "command": f"--items {args.items} --continuations {args.continuations} --parts {args.parts} "
-        f"--repeats {args.repeats}",
+        f"--text-parts {args.text_parts} --repeats {args.repeats}",
         "slots": {"tasks": args.slots, "text": args.text_slots},
         "threads": args.threads or "default",
         "engine": build_string(),

@@ -87,7 +87,7 @@ def texts(kept, *, items=80, length=40, seed=1):
 def run(requests, answers, slots, law, cost, *, serial=False, drafted=True):
     decoder = Scripted(answers, slots, law)
     wanted = requests if drafted else [Request(r.prompt, r.max_tokens) for r in requests]
-    found, effort = generate(decoder, wanted, lambda token: b"x", serial=serial, cost=cost)
+    found, effort = generate(decoder, wanted, lambda token: b"x", serial=serial, fit=Agreement(cost))
     assert [a.tokens.tolist() for a in found] == [own.tolist() for _, own in answers]
     return decoder, effort
 
@@ -170,7 +170,8 @@ def test_company_that_would_fall_out_of_step_stays_in_step():
     """In a shared cache: what is saved must exceed what disorder costs; one sequence alone does not mind."""
     kept = {"sequences": 4, "sizes": (1, 4, 8, 64), "seconds": (1.0, 2.0, 2.4, 8.0), "step": 2.0, "after": 2.0}
     for full, most in ((2.0, 512), (3.2, 0)):
-        fit = Agreement(CallCost(**kept, full=full), length=100)
+        fit = Agreement(CallCost(**kept, full=full))
+        fit.expect([100] * 10)
         for right in [True] * 950 + [False] * 50:
             fit.count(FRESH, right)
         assert (fit.reach(FRESH, Company(4, 4, True)) > 0) == (most > 0)

@@ -25,6 +25,7 @@ from quantvane.store.atomic import make_directory
 from quantvane.store.journal import Journal, read_journal
 from quantvane.store.manifest import package_versions
 from quantvane.store.outcomes import outcome_batch
+from quantvane.tasks.agreement import Agreement
 from quantvane.tasks.cost import CallCost, measure_cost
 from quantvane.tasks.evaluate import Item, ItemKey, Stored, evaluate
 from quantvane.tasks.generation import NO_DRAFT, generate, shape_noise
@@ -250,7 +251,7 @@ def _calibration(run: _Bench, model: _Model, keys: Sequence[ItemKey]) -> dict[st
         one_by_one, _ = generate(decoder, plain, lm.spell)
     finally:
         decoder.close()
-    together, _ = generate(lm.decoder, drafted, lm.spell, cost=cost)
+    together, _ = generate(lm.decoder, drafted, lm.spell, fit=Agreement(cost))
     return {"noise": shape_noise(one_by_one, together), "call_cost": cost.to_dict()}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,17 +60,23 @@ class Agreement:
     loses no more than that and one call, whatever the drafts are.
 
     Args:
-        cost: of the decoder's calls. length: N, tokens of a draft, mean.
+        cost: of the decoder's calls.
     """
 
-    def __init__(self, cost: CallCost = UNMEASURED, length: float = 1.0) -> None:
-        self._cost, self._length = cost, max(1.0, length)
+    def __init__(self, cost: CallCost = UNMEASURED) -> None:
+        self._cost = cost
+        self._drafts = self._tokens = 0
         self._right = [right for right, _ in _PRIOR]
         self._all = [right + wrong for right, wrong in _PRIOR]
         self._account = 0.0  # what looking ahead saved, less what it cost, in steps
         self._steps = self._compared = 0
         self._known: dict[tuple[int, Company], int] = {}
         self._stale = 0.0
+
+    def expect(self, lengths: Sequence[int]) -> None:
+        """Drafts of so many tokens will come; their mean is N."""
+        self._drafts += len(lengths)
+        self._tokens += sum(lengths)
 
     def count(self, place: int, right: bool) -> None:
         """One more token of a draft was compared with the model's own."""
@@ -108,7 +115,8 @@ class Agreement:
         if gain[best] <= 0:
             return 0
         if company.sharing > 1:
-            kept = float(self._chances(FIRST)[: max(1, round(self._length))].sum()) / self._length
+            length = max(1, self._tokens // max(1, self._drafts))
+            kept = float(self._chances(FIRST)[:length].sum()) / length
             if kept * (1 - extra[best] / saved[best]) <= _MARGIN * self._cost.disorder:
                 return 0
         return 1 + best

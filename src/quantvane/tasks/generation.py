@@ -21,7 +21,7 @@ import numpy as np
 
 from quantvane.engines.decoding import Decoder, Feed
 from quantvane.tasks.agreement import FIRST, FRESH, REJOINED, Agreement, Company
-from quantvane.tasks.cost import TOGETHER, UNMEASURED, CallCost
+from quantvane.tasks.cost import TOGETHER
 from quantvane.tasks.greedy import NO_DRAFT, Answer, Effort, Request, ambiguous, shape_noise, top_two
 
 __all__ = ["NO_DRAFT", "Answer", "Effort", "Request", "ambiguous", "generate", "shape_noise", "top_two"]
@@ -206,14 +206,15 @@ def generate(
     spell: Callable[[int], bytes],
     *,
     serial: bool = False,
-    cost: CallCost = UNMEASURED,
+    fit: Agreement | None = None,
 ) -> tuple[list[Answer], Effort]:
     """Answer all requests; free slots take the next request at once.
 
     Args:
         spell: token → its bytes.
         serial: answers grow one sequence at a time; prompts (with their drafts) are still fed many together.
-        cost: of this decoder's calls, which decides how far drafts are fed ahead; from `measure_cost`.
+        fit: decides how far drafts are fed ahead and learns from it; by default one that knows nothing. It should know
+            the cost of this decoder's calls (`measure_cost`).
 
     Returns:
         answers in the order of the requests, and what they cost.
@@ -227,8 +228,8 @@ def generate(
     queue = deque(sorted(waiting, key=lambda index: requests[index].prompt.tolist()))
     free = list(range(decoder.slots))[::-1]
     active: list[_Sequence] = []
-    drafts = [len(request.draft) for request in requests if len(request.draft)]
-    effort, fit = Effort(), Agreement(cost, sum(drafts) / len(drafts) if drafts else 1.0)
+    effort, fit = Effort(), fit or Agreement()
+    fit.expect([len(request.draft) for request in requests if len(request.draft)])
     while queue or active:
         while queue and free:
             index = queue.popleft()
