@@ -126,6 +126,31 @@ def test_a_wrong_price_loses_what_is_wrong_with_it():
     assert told.seconds <= plain.seconds < blind.seconds
 
 
+def test_drafts_are_verified_in_growing_pieces():
+    """Sixteen at first, then twice as many as were right in a row: an early divergence wastes little."""
+    requests, answers = texts(1.0, items=1, length=200)
+    fit = Agreement(priced(LAWS["memory"]))
+    for place in (FIRST, FRESH):
+        for _ in range(1000):
+            fit.count(place, True)
+    decoder = Scripted(answers, 1, LAWS["memory"])
+    generate(decoder, requests, lambda token: b"x", fit=fit)
+    rows = [rows for ((_, rows),) in decoder.calls]
+    assert rows == [17, 35, 105, 43]  # each with the row behind the piece
+    assert sum(rows) == 200
+
+
+def test_what_was_learnt_serves_the_next_requests():
+    requests, answers = texts(1.0, items=8)
+    fit = Agreement(priced(LAWS["memory"], 4))
+    calls = []
+    for _ in range(2):
+        decoder = Scripted(answers, 4, LAWS["memory"])
+        generate(decoder, requests, lambda token: b"x", fit=fit)
+        calls.append(len(decoder.calls))
+    assert calls[1] < calls[0]  # in company the first tokens are only looked at
+
+
 def test_the_account_bounds_what_is_lost_to_drafts_that_deceive():
     """Counts that say yes for ever, and drafts that never fit: the account says no, until steps have made up for it."""
     cost = priced(LAWS["between"])

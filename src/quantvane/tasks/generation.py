@@ -43,6 +43,7 @@ class _Sequence:
         self._pending = request.prompt
         self._held = 0  # tokens in the cache
         self._draft = request.draft if decoder.can_cut else NO_DRAFT
+        self._wanted = self._draft.tolist()  # whose elements compare faster than an array's
         self._run = 0  # tokens of the draft that were right in a row
         self._expect = 0 if len(self._draft) else -1  # place of the draft's next token; −1 while out of step
         self._lost = 0  # place in the draft while out of step
@@ -117,7 +118,7 @@ class _Sequence:
 
     def _take(self, best: Sequence[int], margins: Sequence[float], ahead: int) -> None:
         for at, (token, margin) in enumerate(zip(best, margins, strict=True)):
-            agrees = self._expect >= 0 and token == int(self._draft[self._expect])
+            agrees = self._expect >= 0 and token == self._wanted[self._expect]
             if self._expect >= 0:
                 self._fit.count(self._place, agrees)
                 self._place = REJOINED if self._place == REJOINED or not agrees else FRESH
@@ -162,7 +163,7 @@ class _Sequence:
 
     def _align(self, token: int, diverged: bool) -> None:
         """Look for a place where the draft goes on after ``token``."""
-        if not len(self._draft):
+        if not self._wanted:
             return
         if diverged:
             # ``token`` stands where the draft has another: replaced, or the draft's own token was left out.
@@ -172,7 +173,7 @@ class _Sequence:
         self._expect = -1
         self._lost = place + 1
         for step in steps:
-            if 0 <= place + step < len(self._draft) and token == int(self._draft[place + step]):
+            if 0 <= place + step < len(self._draft) and token == self._wanted[place + step]:
                 self._expect = place + step + 1
                 return
 
@@ -246,14 +247,16 @@ def generate(
             turn = turn[:1]
         base = min(room, sum(sequence.pending for sequence in turn))
         steps = not turn[-1].prompting
+        company = Company(base, sharing, steps and base == sharing)
         for sequence in turn:
-            feed = sequence.feed(room, rows, Company(base, sharing, steps and base == sharing))
+            feed = sequence.feed(room, rows, company)
             if feed is None:
                 continue
             fed.append((sequence, feed))
             room, rows = room - len(feed.tokens), rows - feed.rows
             used += len(feed.tokens)
-            base += sequence.ahead
+            if sequence.ahead:
+                company = Company(company.base + sequence.ahead, sharing, False)
             if serial:
                 room -= max(0, sequence.drafted - feed.rows)
         best, margins = top_two(decoder.decode([feed for _, feed in fed]))
