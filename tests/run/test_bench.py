@@ -71,6 +71,11 @@ def test_divergence_margin_and_replay_are_there(found):
     assert all((r["log_prob"] is not None) == (r["task"] == "add") for r in rows)
     assert entry["replay"]["answers"] == 30
     assert entry["replay"]["batch_shape_noise"] is not None
+    # what calls cost was measured on the decoder's slots and is kept
+    assert entry["cost"]["call_cost"]["sequences"] == 8
+    assert min(entry["cost"]["call_cost"]["seconds"]) > 0
+    assert 0 <= entry["cost"]["vain"] <= entry["cost"]["ahead"]
+    assert found.summary["reference"]["cost"]["call_cost"] is None
     reference = outcome_rows(found.out / "outcomes" / "reference.parquet")
     assert all(r["kld"] is None for r in reference)
     assert sum(r["correct"] for r in reference) > 20

@@ -11,7 +11,6 @@ from quantvane.engines.decoding import Feed, RecomputingDecoder, open_decoder
 from quantvane.engines.fake import open_fake
 from quantvane.engines.llamacpp import open_llamacpp
 from quantvane.errors import EngineError
-from quantvane.tasks.agreement import FIRST, FRESH, REJOINED, Agreement
 from quantvane.tasks.generation import NO_DRAFT, Request, ambiguous, generate, shape_noise, top_two
 
 MODEL = Path(__file__).resolve().parents[2] / "src" / "quantvane" / "assets" / "lm10m-f16.gguf"
@@ -100,10 +99,10 @@ def test_drafts_that_fit_cost_few_calls(fake):
     (answer,), plain = generate(open_decoder(fake, 96, 1), [Request(prompt, 20)], fake.token_bytes)
     request = Request(prompt, 20, (), answer.tokens)
     (again,), effort = generate(open_decoder(fake, 96, 1), [request], fake.token_bytes)
-    # a first reach, a longer one, the rest
+    # as far as a draft is trusted at first, further, the rest
     assert (effort.calls, again.divergence, again.agreed) == (3, None, len(answer.tokens))
     _, several = generate(open_decoder(fake, 96, 1), [request] * 20, fake.token_bytes)
-    assert several.calls <= 26  # soon one call each
+    assert several.calls <= 45  # soon two each: a piece, then the rest
     assert plain.calls == len(answer.tokens)
 
 
@@ -117,22 +116,6 @@ def test_drafts_that_never_fit_cost_next_to_nothing(fake):
         found, effort = generate(open_decoder(fake, 96, slots), wrong, fake.token_bytes)
         assert [a.tokens.tolist() for a in found] == [a.tokens.tolist() for a in plain]
         assert effort.tokens < 1.05 * cost.tokens
-
-
-def test_reach_follows_what_was_right():
-    """The rule by hand: the longest k with p₁·p₂ᵏ⁻¹ above 1/(1 + 1/s)."""
-    fit = Agreement()
-    for place, rights, wrongs in ((FIRST, 8, 3), (FRESH, 40, 2), (REJOINED, 1, 6)):
-        for right in [True] * rights + [False] * wrongs:
-            fit.count(place, right)
-    for sharing in (1, 4, 16, 64):
-        bar = 1 / (1 + 1 / sharing)
-        for place, first, then in ((FIRST, 12 / 15.5, 48 / 51), (FRESH, 48 / 51, 48 / 51), (REJOINED, 2 / 9, 2 / 9)):
-            ks = [k for k in range(1, 200) if first * then ** (k - 1) > bar]
-            assert fit.reach(place, sharing) == (max(ks) if ks else 0)
-    assert Agreement().reach(FIRST, 1) > 4
-    assert Agreement().reach(FIRST, 2) == 0  # in company it looks first
-    assert fit.reach(REJOINED, 1) == 0
 
 
 def test_the_draft_is_taken_up_again_after_a_divergence(fake):

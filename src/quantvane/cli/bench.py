@@ -90,7 +90,8 @@ def _print(result: Bench) -> None:
             found = entry["replay"]
             click.echo(
                 f"replay: {found['same_answer']} of {found['answers']} answers as the reference's, "
-                f"{found['tokens_from_draft']} of {found['tokens']} tokens verified; "
+                f"{found['tokens_from_draft']} of {found['tokens']} tokens verified "
+                f"({entry['cost']['ahead']} fed ahead, {entry['cost']['vain']} of them in vain); "
                 f"{found['unsure_positions']} positions within the batch-shape noise"
             )
         if "decision" in entry:

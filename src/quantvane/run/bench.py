@@ -174,7 +174,9 @@ def _merge(out: Path, spec: BenchSpec) -> None:
         write_outcomes(outcome_path(out, name), batches)
         costs[name] = {
             **{key: sum(f[key] for f in facts) for key in ("seconds", "calls", "steps", "tokens")},
+            **{key: sum(f.get(key, 0) for f in facts) for key in ("ahead", "vain")},
             "noise": next((f["noise"] for f in facts if f.get("noise") is not None), None),
+            "call_cost": next((f["call_cost"] for f in facts if f.get("call_cost")), None),
         }
         write_outcomes_jsonl(outcome_path(out, name).with_suffix(".jsonl"), outcome_rows(outcome_path(out, name)))
     if spec.until_decided:

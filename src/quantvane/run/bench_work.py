@@ -25,6 +25,8 @@ from quantvane.store.atomic import make_directory
 from quantvane.store.journal import Journal, read_journal
 from quantvane.store.manifest import package_versions
 from quantvane.store.outcomes import outcome_batch
+from quantvane.tasks.agreement import Agreement
+from quantvane.tasks.cost import CallCost, measure_cost
 from quantvane.tasks.evaluate import Item, ItemKey, Stored, evaluate
 from quantvane.tasks.generation import NO_DRAFT, generate, shape_noise
 from quantvane.tasks.harness import HarnessTask, load_tasks
@@ -34,6 +36,7 @@ __all__ = ["bench_journal", "bench_models", "item_order"]
 
 _UNIT, _UNIT_WATCHED = 512, 64  # items that are computed and stored as a whole
 _NOISE_ITEMS = 32
+_CALIBRATED = ("noise", "call_cost")  # what is measured once per candidate and kept
 
 
 def bench_journal(out: Path, name: str) -> Path:
@@ -139,7 +142,7 @@ def bench_models(spec: BenchSpec, out: Path, emit: Emit) -> None:
         def reference_unit(unit: int) -> None:
             while journal.frames <= unit:
                 run.progress(REFERENCE, journal.frames)
-                run.remember(_unit(run, reference, run.units[journal.frames], journal, 0.0, replay=False))
+                run.remember(_unit(run, reference, run.units[journal.frames], journal, {}, replay=False))
 
         if not spec.until_decided:
             reference_unit(len(run.units) - 1)
@@ -155,11 +158,11 @@ def _floor(reference: ModelSpec) -> ModelSpec:
 
 def _candidate(run: _Bench, name: str, model: ModelSpec, reference: _Model, reference_unit: Any) -> None:
     spec = run.spec
-    noise: float | None = None
+    known: dict[str, Any] = {}
     held: list[dict[str, Any]] = []
     for frame in read_journal(bench_journal(run.out, name)):
         held += frame[0].to_pylist()
-        noise = _facts(frame[0]).get("noise", noise)
+        known |= {fact: value for fact, value in _facts(frame[0]).items() if fact in _CALIBRATED}
     done = sum(1 for _ in read_journal(bench_journal(run.out, name)))
     if done == len(run.units) or _decided(run, name, held):
         return
@@ -174,9 +177,11 @@ def _candidate(run: _Bench, name: str, model: ModelSpec, reference: _Model, refe
         for unit in range(journal.frames, len(run.units)):
             reference_unit(unit)
             run.progress(name, unit)
-            if spec.replay and noise is None:
-                noise = _noise(run, candidate, run.units[unit])
-            held += _unit(run, candidate, run.units[unit], journal, noise, replay=spec.replay)
+            if spec.replay and not known:
+                known = _calibration(run, candidate, run.units[unit])
+            if "call_cost" in known:
+                candidate.lm.cost = CallCost.from_dict(known["call_cost"])
+            held += _unit(run, candidate, run.units[unit], journal, known, replay=spec.replay)
             if _decided(run, name, held):
                 break
         run.progress(name, journal.frames)
@@ -188,12 +193,12 @@ def _first_requests(run: _Bench) -> Iterator[Any]:
 
 
 def _unit(
-    run: _Bench, model: _Model, keys: Sequence[ItemKey], journal: Journal, noise: float | None, *, replay: bool
+    run: _Bench, model: _Model, keys: Sequence[ItemKey], journal: Journal, known: dict[str, Any], *, replay: bool
 ) -> list[dict[str, Any]]:
     lm, before, begun = model.lm, model.lm.effort, time.monotonic()
     stored = {key: run.stored[key] for key in keys if key in run.stored}
     items = evaluate(
-        lm, run.tasks, keys, stored=stored, replay=replay, measured=run.spec.measured, noise=noise or 0.0
+        lm, run.tasks, keys, stored=stored, replay=replay, measured=run.spec.measured, noise=known.get("noise", 0.0)
     )
     lm.scores.clear()
     lm.answers.clear()
@@ -203,7 +208,9 @@ def _unit(
         "calls": lm.effort.calls - before.calls,
         "steps": lm.effort.steps - before.steps,
         "tokens": lm.effort.tokens - before.tokens,
-        **({} if noise is None else {"noise": noise}),
+        "ahead": lm.effort.ahead - before.ahead,
+        "vain": lm.effort.vain - before.vain,
+        **known,
     }
     journal.append([outcome_batch(rows, facts)])
     return rows
@@ -220,27 +227,32 @@ def _facts(batch: Any) -> dict[str, Any]:
     return found
 
 
-def _noise(run: _Bench, model: _Model, keys: Sequence[ItemKey]) -> float | None:
-    """Batch-shape noise of a model: some answers of a unit generated plainly one by one, and replayed together."""
+def _calibration(run: _Bench, model: _Model, keys: Sequence[ItemKey]) -> dict[str, Any]:
+    """What replay has to know of a model, from some answers of a unit; empty where it has none.
+
+    ``call_cost``: of its decoder's calls (`CallCost`). ``noise``: of the shape of batches, between the answers
+    generated plainly one by one and replayed together.
+    """
     requests = []
     for key in keys:
         first = run.tasks[key[0]].instances[key[1]][0]
         if first.request_type == "generate_until" and key in run.stored:
             requests.append((key, first))
     if not requests:
-        return None
+        return {}
     chosen = requests[:: max(1, len(requests) // _NOISE_ITEMS)][:_NOISE_ITEMS]
     lm = model.lm
     lm.drafts = {key_of(first): run.stored[key].tokens for key, first in chosen}
     drafted = [lm.request(first) for _, first in chosen]
+    cost = measure_cost(lm.decoder, drafted, serial=run.spec.one_at_a_time)
     plain = [replace(request, draft=NO_DRAFT) for request in drafted]
     decoder = open_decoder(model.engine, run.context, 1)
     try:
         one_by_one, _ = generate(decoder, plain, lm.spell)
     finally:
         decoder.close()
-    together, _ = generate(lm.decoder, drafted, lm.spell)
-    return shape_noise(one_by_one, together)
+    together, _ = generate(lm.decoder, drafted, lm.spell, fit=Agreement(cost))
+    return {"noise": shape_noise(one_by_one, together), "call_cost": cost.to_dict()}
 
 
 def _decided(run: _Bench, name: str, rows: Sequence[dict[str, Any]]) -> bool:

@@ -16,98 +16,20 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 
-from quantvane.engines.decoding import Decoder, Feed, Tokens
-from quantvane.errors import EngineError
-from quantvane.tasks.agreement import FIRST, FRESH, REJOINED, Agreement
-from quantvane.types import FloatArray
+from quantvane.engines.decoding import Decoder, Feed
+from quantvane.tasks.agreement import FIRST, FRESH, REJOINED, Agreement, Company
+from quantvane.tasks.cost import TOGETHER
+from quantvane.tasks.greedy import NO_DRAFT, Answer, Effort, Request, ambiguous, shape_noise, top_two
 
 __all__ = ["NO_DRAFT", "Answer", "Effort", "Request", "ambiguous", "generate", "shape_noise", "top_two"]
 
-NO_DRAFT: Tokens = np.empty(0, np.int32)
-# Tokens verified together, drafts counted whole, while answers grow one at a time. The sequences of a call see each
-# other's cache as masked cells, which costs small models more than a longer call saves, and long answers that have to
-# go on would each do so beside the cells of all others.
-_TOGETHER = 256
 
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """One answer that is wanted.
-
-    Attributes:
-        prompt: (n,) int32, n ≥ 1. max_tokens: cap of the answer.
-        stops: the answer ends before the first of these byte strings.
-        draft: the answer's tokens as another model gave them; empty for plain generation.
-        seconds: time allowed, from the first feed on; inf for none.
-    """
-
-    prompt: Tokens
-    max_tokens: int
-    stops: tuple[bytes, ...] = ()
-    draft: Tokens = field(default_factory=lambda: NO_DRAFT)
-    seconds: float = float("inf")
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What the model answered.
-
-    Attributes:
-        tokens: (n,) int32 as emitted, with the token that ended the answer. margins: (n,) difference of the two
-            largest logits at each.
-        text: the answer up to its stop string or end token.
-        finish: "stop", "end", "length" (cap), "timeout", or "error" with a note.
-        decodes: decode calls the answer took part in. agreed: emitted tokens that were taken from the draft.
-        divergence: index of the first token that is not the draft's; None where there is none (or no draft).
-    """
-
-    tokens: Tokens
-    margins: FloatArray
-    text: str
-    finish: str
-    decodes: int = 0
-    agreed: int = 0
-    divergence: int | None = None
-    note: str = ""
-
-
-@dataclass(slots=True)
-class Effort:
-    """What a run of the scheduler cost: decode calls, those of them that fed no prompt, tokens fed."""
-
-    calls: int = 0
-    steps: int = 0
-    tokens: int = 0
-
-
-def top_two(logits: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.int64], FloatArray]:
-    """Argmax (the lowest id of several) and the difference of the two largest logits, each (T,), of (T, V).
-
-    The array is changed and restored.
-
-    Raises:
-        EngineError: NaN among the logits.
-    """
-    rows = np.arange(len(logits))
-    best = logits.argmax(axis=1)
-    first = logits[rows, best]
-    logits[rows, best] = -np.inf
-    second = logits.max(axis=1)
-    logits[rows, best] = first
-    margin = first.astype(np.float64) - second
-    if np.isnan(first).any() or np.isnan(second).any():
-        raise EngineError(
-            "logits are NaN",
-            expected="finite logits",
-            got=f"NaN in {int((np.isnan(first) | np.isnan(second)).sum())} of {len(logits)} rows",
-            remedy="the model file may be damaged, or the settings overflow (flash_attn=off, cache_type_k=f32)",
-        )
-    return best, margin
+# Tokens fed ahead at first; then twice as many as were right in a row. Drafts that have fitted for long are those that
+# go on fitting, which one chance for all does not tell.
+_PIECE = 16
 
 
 class _Sequence:
@@ -121,10 +43,14 @@ class _Sequence:
         self._pending = request.prompt
         self._held = 0  # tokens in the cache
         self._draft = request.draft if decoder.can_cut else NO_DRAFT
+        self._wanted = self._draft.tolist()  # whose elements compare faster than an array's
+        self._run = 0  # tokens of the draft that were right in a row
         self._expect = 0 if len(self._draft) else -1  # place of the draft's next token; −1 while out of step
         self._lost = 0  # place in the draft while out of step
         self._place = FIRST
         self._ahead = 0
+        self._company = Company(1, 1, True)
+        self.vain = 0  # tokens fed ahead for nothing in the last call
         self._cut = False  # of a prompt longer than one call, a piece was fed
         self._emitted: list[int] = []
         self._margins: list[float] = []
@@ -142,11 +68,21 @@ class _Sequence:
         return not self._emitted
 
     @property
+    def ahead(self) -> int:
+        """Tokens of the draft in the call at work."""
+        return self._ahead
+
+    @property
     def drafted(self) -> int:
         """Tokens of the draft."""
         return len(self._draft)
 
-    def feed(self, room: int, rows: int, sharing: int) -> Feed | None:
+    @property
+    def pending(self) -> int:
+        """Tokens to feed next, those of the draft aside."""
+        return len(self._pending)
+
+    def feed(self, room: int, rows: int, company: Company) -> Feed | None:
         """What to decode next in at most so many tokens and rows; None where there is no room."""
         if room < 1 or rows < 1:
             return None
@@ -156,12 +92,12 @@ class _Sequence:
             self._pending = self._pending[room:]
             self._ahead = 0
             return piece
-        self._ahead = 0
+        self._ahead, self._company = 0, company
         tokens = self._pending
         if self._expect >= 0:
             # The draft's last token is never fed: when it is confirmed, the answer is over.
             left = min(len(self._draft) - 1, self._expect + self._request.max_tokens - len(self._emitted) - 1)
-            reach = self._fit.reach(self._place, sharing)
+            reach = min(self._fit.reach(self._place, company), max(_PIECE, 2 * self._run))
             self._ahead = max(0, min(reach, left - self._expect, room - len(tokens), rows - 1))
             if self._ahead:
                 tokens = np.concatenate([tokens, self._draft[self._expect : self._expect + self._ahead]])
@@ -170,16 +106,24 @@ class _Sequence:
     def absorb(self, best: Sequence[int], margins: Sequence[float], fed: int) -> None:
         """Take what one call gave: argmax and margin at each of the rows asked for."""
         self._decodes += 1
+        self.vain = 0
         self._held += fed - self._ahead
         if self._cut:
             return
-        ahead = self._ahead
+        ahead, before = self._ahead, self._agreed
+        self._take(best, margins, ahead)
+        right = min(ahead, self._agreed - before)
+        self.vain = ahead - right
+        self._fit.settle(self._company, ahead, right)
+
+    def _take(self, best: Sequence[int], margins: Sequence[float], ahead: int) -> None:
         for at, (token, margin) in enumerate(zip(best, margins, strict=True)):
-            agrees = self._expect >= 0 and token == int(self._draft[self._expect])
+            agrees = self._expect >= 0 and token == self._wanted[self._expect]
             if self._expect >= 0:
                 self._fit.count(self._place, agrees)
                 self._place = REJOINED if self._place == REJOINED or not agrees else FRESH
             self._emit(token, margin)
+            self._run = self._run + 1 if agrees else 0
             if agrees:
                 self._agreed += 1
                 self._expect += 1
@@ -219,7 +163,7 @@ class _Sequence:
 
     def _align(self, token: int, diverged: bool) -> None:
         """Look for a place where the draft goes on after ``token``."""
-        if not len(self._draft):
+        if not self._wanted:
             return
         if diverged:
             # ``token`` stands where the draft has another: replaced, or the draft's own token was left out.
@@ -229,7 +173,7 @@ class _Sequence:
         self._expect = -1
         self._lost = place + 1
         for step in steps:
-            if 0 <= place + step < len(self._draft) and token == int(self._draft[place + step]):
+            if 0 <= place + step < len(self._draft) and token == self._wanted[place + step]:
                 self._expect = place + step + 1
                 return
 
@@ -263,12 +207,15 @@ def generate(
     spell: Callable[[int], bytes],
     *,
     serial: bool = False,
+    fit: Agreement | None = None,
 ) -> tuple[list[Answer], Effort]:
     """Answer all requests; free slots take the next request at once.
 
     Args:
         spell: token → its bytes.
         serial: answers grow one sequence at a time; prompts (with their drafts) are still fed many together.
+        fit: decides how far drafts are fed ahead and learns from it; by default one that knows nothing. It should know
+            the cost of this decoder's calls (`measure_cost`).
 
     Returns:
         answers in the order of the requests, and what they cost.
@@ -282,7 +229,8 @@ def generate(
     queue = deque(sorted(waiting, key=lambda index: requests[index].prompt.tolist()))
     free = list(range(decoder.slots))[::-1]
     active: list[_Sequence] = []
-    effort, fit = Effort(), Agreement()
+    effort, fit = Effort(), fit or Agreement()
+    fit.expect([len(request.draft) for request in requests if len(request.draft)])
     while queue or active:
         while queue and free:
             index = queue.popleft()
@@ -291,28 +239,37 @@ def generate(
             fitted = Request(request.prompt, cap, request.stops, request.draft, request.seconds)
             active.append(_Sequence(index, fitted, free.pop(), decoder, spell, fit))
         fed: list[tuple[_Sequence, Feed]] = []
-        room, rows = min(decoder.capacity, _TOGETHER) if serial else decoder.capacity, decoder.rows
+        room, rows = min(decoder.capacity, TOGETHER) if serial else decoder.capacity, decoder.rows
+        used, sharing = 0, 1 if serial else len(active)
         # Running answers first: they hold slots, and need one row each.
         turn = sorted(active, key=lambda s: s.prompting)
         if serial and not turn[0].prompting:
             turn = turn[:1]
+        base = min(room, sum(sequence.pending for sequence in turn))
+        steps = not turn[-1].prompting
+        company = Company(base, sharing, steps and base == sharing)
         for sequence in turn:
-            feed = sequence.feed(room, rows, 1 if serial else len(active))
+            feed = sequence.feed(room, rows, company)
             if feed is None:
                 continue
             fed.append((sequence, feed))
             room, rows = room - len(feed.tokens), rows - feed.rows
+            used += len(feed.tokens)
+            if sequence.ahead:
+                company = Company(company.base + sequence.ahead, sharing, False)
             if serial:
                 room -= max(0, sequence.drafted - feed.rows)
         best, margins = top_two(decoder.decode([feed for _, feed in fed]))
         effort.calls += 1
         effort.steps += not any(sequence.prompting for sequence, _ in fed)
-        effort.tokens += sum(len(feed.tokens) for _, feed in fed)
+        effort.tokens += used
+        effort.ahead += sum(sequence.ahead for sequence, _ in fed)
         ids, gaps = best.tolist(), margins.tolist()
         at = 0
         for sequence, feed in fed:
             sequence.absorb(ids[at : at + feed.rows], gaps[at : at + feed.rows], len(feed.tokens))
             at += feed.rows
+            effort.vain += sequence.vain
             if sequence.finish:
                 decoder.drop(sequence.slot, 0)
                 free.append(sequence.slot)
@@ -320,29 +277,3 @@ def generate(
         active = [sequence for sequence in active if not sequence.finish]
     done = [answer for answer in answers if answer is not None]
     return done, effort
-
-
-def shape_noise(plain: Sequence[Answer], batched: Sequence[Answer]) -> float:
-    """By how much the margin of the two largest logits changed with the shape of the batches.
-
-    Compared up to the first token that differs, and there the margins add up, since the two tokens changed places.
-    This is the largest change among these answers: a measurement, no bound.
-
-    Args:
-        plain, batched: the same requests answered by one model in two ways.
-    """
-    worst = 0.0
-    for a, b in zip(plain, batched, strict=True):
-        n = min(len(a.tokens), len(b.tokens))
-        differs = np.flatnonzero(a.tokens[:n] != b.tokens[:n])
-        same = int(differs[0]) if len(differs) else n
-        if same:
-            worst = max(worst, float(np.abs(a.margins[:same] - b.margins[:same]).max()))
-        if len(differs):
-            worst = max(worst, float(a.margins[same] + b.margins[same]))
-    return worst
-
-
-def ambiguous(answer: Answer, noise: float) -> list[int]:
-    """Positions of an answer whose token another shape of batch could have decided otherwise: margin ≤ noise."""
-    return [int(at) for at in np.flatnonzero(answer.margins <= noise)] if noise > 0 else []

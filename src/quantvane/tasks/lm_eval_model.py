@@ -17,6 +17,8 @@ from quantvane.corpora.template import ChatTemplate, engine_template
 from quantvane.engines.base import Engine
 from quantvane.engines.decoding import Decoder, Tokens, open_decoder
 from quantvane.errors import CapabilityError
+from quantvane.tasks.agreement import Agreement
+from quantvane.tasks.cost import UNMEASURED
 from quantvane.tasks.generation import NO_DRAFT, Answer, Effort, Request, generate
 from quantvane.tasks.scoring import Continuation, Score, score
 
@@ -51,7 +53,7 @@ class EngineLM(TemplateLM):  # type: ignore[misc]
 
     Attributes:
         scores, answers: what was computed, by `key_of` the request. drafts: answers to replay, likewise.
-        effort: decode calls and tokens of generation so far.
+        effort: decode calls and tokens of generation so far. cost: of the decoder's calls, for replay.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class EngineLM(TemplateLM):  # type: ignore[misc]
         self.answers: dict[Key, Answer] = {}
         self.drafts: Mapping[Key, Tokens] = {}
         self.effort = Effort()
+        self.cost = UNMEASURED
         self._spelled: dict[int, bytes] = {}
 
     @property
@@ -166,11 +169,9 @@ class EngineLM(TemplateLM):  # type: ignore[misc]
     def generate_until(self, requests: list[Any], disable_tqdm: bool = True) -> list[str]:
         """The greedy answer to each request, up to its stop string."""
         wanted = [self.request(request) for request in requests]
-        found, effort = generate(self.decoder, wanted, self.spell, serial=self._serial)
+        found, effort = generate(self.decoder, wanted, self.spell, serial=self._serial, fit=Agreement(self.cost))
         self.answers.update(zip(map(key_of, requests), found, strict=True))
-        self.effort = Effort(
-            self.effort.calls + effort.calls, self.effort.steps + effort.steps, self.effort.tokens + effort.tokens
-        )
+        self.effort += effort
         return [answer.text for answer in found]
 
     def spell(self, token: int) -> bytes:
