@@ -75,7 +75,8 @@ def main() -> None:
     rows = []
     for model in args.models:
         on_cpu = f"{model}?{_ALONE}"
-        pairs = [(first, on_cpu)] + [(on_cpu, f"{model}?n_gpu_layers={n}") for n in args.layers]
+        pairs = [(first, on_cpu), (f"{args.models[0]}?n_gpu_layers=0", f"{model}?n_gpu_layers=0")]
+        pairs += [(on_cpu, f"{model}?n_gpu_layers={n}") for n in args.layers]
         for pair in pairs:
             rows.append(compared(*pair, args.text, args.chunks))
             print(json.dumps(rows[-1]), flush=True)
