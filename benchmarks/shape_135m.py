@@ -3,8 +3,9 @@
     python benchmarks/shape_135m.py --text books.txt --rounds 3 --out benchmarks/results/shape_135m.json
 
 Time: the whole `quantvane compare` of the model and seven quants against the plain forward passes of the same eight
-models over the same windows by the same engine, every row of logits computed and thrown away. The passes are run one
-model after another on all processors; rounds alternate. Disk: a `hidden` trace against llama.cpp's base file of the
+models over the same windows by the same engine, every row of logits computed and thrown away: one model after another
+on all processors, and as many models at once as there are processors, on one thread each (as `compare` runs them).
+Rounds alternate. Disk: a `hidden` trace against llama.cpp's base file of the
 same windows, and what the trace adds to the KL divergence (the model against its own trace).
 """
 
@@ -12,11 +13,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -33,18 +37,27 @@ TYPES = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_NL", "Q3_K_M", "Q2_K")
 CONTEXT = 512
 
 
-def forward(models: list[str], text: str, chunks: int) -> None:
-    """Every window through every model, logits read and dropped."""
+def forward(models: list[str], text: str, chunks: int, at_once: int) -> None:
+    """Every window through every model, ``at_once`` models at a time; logits are read and dropped."""
     specs = [ModelSpec.parse(f"{model}@llamacpp") for model in models]
-    windows: Any = None
-    for spec in specs:
-        engine = open_engine(spec, CONTEXT)
-        if windows is None:
-            plan = CompareSpec(specs[0], tuple(specs[1:]), tuple(models[1:]), (text,), context=CONTEXT, chunks=chunks)
-            windows = prepare(plan, engine).windows
-        rows = sum(len(block) for block in engine.logits(windows))
-        engine.close()
-        print(spec.path, rows, flush=True)
+    engines: list[Any] = [open_engine(spec, CONTEXT) for spec in specs]
+    plan = CompareSpec(specs[0], tuple(specs[1:]), tuple(models[1:]), (text,), context=CONTEXT, chunks=chunks)
+    windows = prepare(plan, engines[0]).windows
+    for engine in engines:
+        engine.share_threads(at_once)
+    with ThreadPoolExecutor(at_once) as pool:
+        rows = list(pool.map(lambda engine: sum(len(block) for block in engine.logits(windows)), engines))
+    print(rows)
+
+
+def timed(command: list[str]) -> tuple[float, float]:
+    """(wall seconds, processor seconds) of a command."""
+    before, begun = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(done.stderr[-2000:])
+    wall, after = time.monotonic() - begun, resource.getrusage(resource.RUSAGE_CHILDREN)
+    return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def quantvane(*args: str) -> str:
@@ -54,20 +67,24 @@ def quantvane(*args: str) -> str:
     return done.stdout
 
 
-def time_rounds(models: list[str], text: str, chunks: int, rounds: int, work: Path) -> dict[str, Any]:
-    seconds = []
-    for number in range(rounds):
-        begun = time.monotonic()
-        quantvane("compare", *models, "--text", text, "--chunks", str(chunks), "--floor-windows", "0", "--json",
-                  "--out", str(work / f"run-{number}"))  # fmt: skip
-        ours = time.monotonic() - begun
-        begun = time.monotonic()
-        command = [sys.executable, __file__, "--text", text, "--chunks", str(chunks), "--forward", *models]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        plain = time.monotonic() - begun
-        seconds.append({"compare": round(ours, 2), "forward": round(plain, 2), "ratio": round(ours / plain, 4)})
-        print(json.dumps(seconds[-1]), flush=True)
-    return {"chunks": chunks, "rounds": seconds, "median_ratio": statistics.median(s["ratio"] for s in seconds)}
+def time_rounds(models: list[str], args: argparse.Namespace, work: Path) -> dict[str, Any]:
+    found = []
+    common = ["--text", args.text, "--chunks", str(args.chunks)]
+    for number in range(args.rounds):
+        ours = [sys.executable, "-m", "quantvane", "compare", *models, *common, "--floor-windows", "0", "--json"]
+        seconds = {"compare": timed([*ours, "--out", str(work / f"run-{number}")])}
+        for at_once in args.passes:
+            plain = [sys.executable, __file__, *common, "--at-once", str(at_once), "--forward", *models]
+            seconds[f"forward_{at_once}"] = timed(plain)
+        wall, cpu = seconds["compare"]
+        row: dict[str, Any] = {name: [round(x, 2) for x in pair] for name, pair in seconds.items()}
+        for name, (other_wall, other_cpu) in list(seconds.items())[1:]:
+            row[f"wall_to_{name}"] = round(wall / other_wall, 4)
+            row[f"cpu_to_{name}"] = round(cpu / other_cpu, 4)
+        found.append(row)
+        print(json.dumps(row), flush=True)
+    medians = {key: statistics.median(r[key] for r in found) for key in found[0] if "_to_" in key}
+    return {"chunks": args.chunks, "processors": os.cpu_count(), "rounds": found, "median": medians}
 
 
 def disk(model: str, text: str, chunks: int, work: Path) -> dict[str, Any]:
@@ -95,15 +112,17 @@ def disk(model: str, text: str, chunks: int, work: Path) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--text", required=True)
-    parser.add_argument("--chunks", type=int, default=16)
+    parser.add_argument("--chunks", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--passes", type=int, nargs="*", default=[1, os.cpu_count() or 1], help="models at once")
     parser.add_argument("--disk-chunks", type=int, default=64)
     parser.add_argument("--work", type=Path, help="keep the models here")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--forward", nargs="*", help=argparse.SUPPRESS)
+    parser.add_argument("--at-once", type=int, default=1, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.forward:
-        forward(args.forward, args.text, args.chunks)
+        forward(args.forward, args.text, args.chunks, args.at_once)
         return
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
@@ -115,7 +134,7 @@ def main() -> None:
         cohort = [str(r["path"]) for r in make_cohort(str(model), TYPES, models / "cohort")]
         result: dict[str, Any] = {"benchmark": "shape_135m", "model": "d=576, V=49152, 30 layers, random weights"}
         if args.rounds:
-            result["time"] = time_rounds([str(model), *cohort], args.text, args.chunks, args.rounds, work)
+            result["time"] = time_rounds([str(model), *cohort], args, work)
         if args.disk_chunks:
             result["disk"] = disk(str(model), args.text, args.disk_chunks, work)
             print(json.dumps(result["disk"]), flush=True)
