@@ -27,7 +27,10 @@ from quantvane.displacement.ops import triton_head, triton_rows
 
 GiB = 2.0**30
 Shape = triton_rows.Shape
-HEAD_SHAPES = [Shape(*x) for x in ((64, 4, 16, 8, 8), (64, 4, 16, 8, 16), (64, 4, 32, 8, 16), (128, 4, 16, 4, 8))]
+HEAD_SHAPES = [
+    Shape(*x)
+    for x in ((64, 4, 2, 16, 8, 16), (64, 4, 2, 16, 4, 16), (64, 4, 2, 32, 8, 16), (128, 4, 2, 16, 4, 16))
+]
 
 
 def logits(T: int, V: int, kind: str, noise: float, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:

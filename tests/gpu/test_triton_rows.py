@@ -99,6 +99,22 @@ def test_rows_equal_the_twin(V: int, kind: str, dtype: torch.dtype) -> None:
     compare(peer, ref, cand, tokens)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("V", [4099, 32768])  # rows of bfloat16 that start at odd addresses, and at even ones
+def test_rows_like_a_models_are_not_computed_again(
+    V: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if INTERPRETED and V > 5000:
+        pytest.skip("slow in the interpreter")
+    flagged = []
+    monkeypatch.setattr(triton_rows, "repair", lambda done, *_: flagged.append(done.queue[0]))
+    ref, cand, tokens = draw(V, "peaked")
+    ref, cand, tokens = ref.to(DEVICE, dtype), cand.to(DEVICE, dtype), tokens.to(DEVICE)
+    for out in (triton_rows.rows_all(ref, cand, tokens, 10), triton_rows.rows_peer(ref, cand, tokens)):
+        compare(out, ref, cand, tokens)
+    assert [int(n) for n in flagged] == [0, 0]
+
+
 @pytest.mark.parametrize("kind", ["plain", "peaked", "ties", "uniform", "one-hot"])
 def test_equal_rows_are_exactly_zero_apart(kind: str) -> None:
     ref, _, tokens = draw(4099, kind)
