@@ -16,6 +16,7 @@ import os
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +190,31 @@ def line(
     print(f"{name:90s} {ms:9.3f} ms   {ms / floor:7.3f}x   {extra}", flush=True)
 
 
+def again(a: torch.Tensor, b: torch.Tensor, y: torch.Tensor, shape: Shape) -> int:
+    """Rows that the first read by this shape leaves to be computed again."""
+    done = triton_rows.Done.allocate(len(y), a.device, False)
+    triton_rows.finish(triton_rows.first_read(a, b, y, done.ready[0], shape), done, a, b, a.shape[1])
+    return int(done.flags.sum())
+
+
+def pair_lambda(
+    table: list[dict[str, Any]], name: str, with_it: Callable[[int], object], without: Callable[[int], object],
+    sets: int, rounds: int = 7,
+) -> None:  # fmt: skip
+    """What λ_max adds: medians of either kernel in turn, several times, and the median of their quotients."""
+    times = [(median_ms(with_it, sets), median_ms(without, sets)) for _ in range(rounds)]
+    quotients = sorted(a / b for a, b in times)
+    entry = {
+        "name": f"{name}: with and without λ_max",
+        "ms": sorted(a for a, _ in times)[rounds // 2],
+        "without_ms": sorted(b for _, b in times)[rounds // 2],
+        "share": quotients[rounds // 2] - 1.0,
+        "share_range": [quotients[0] - 1.0, quotients[-1] - 1.0],
+    }
+    table.append(entry)
+    print(f"   {entry}", flush=True)
+
+
 def time_rows(T: int, V: int, table: list[dict[str, Any]], bandwidth: float) -> None:
     floor = 2 * T * V * 2 / bandwidth * 1e3
     line(table, f"floor: read both once, T={T} V={V} bf16", floor, floor)
@@ -196,19 +222,26 @@ def time_rows(T: int, V: int, table: list[dict[str, Any]], bandwidth: float) -> 
     n = len(sets)
     shape = Shape.of_rows(V)
     done = [triton_rows.Done.allocate(T, torch.device("cuda"), True) for _ in sets]
-    stores = [triton_rows.first_read(*s, shape) for s in sets]
     few = Shape.of_peer(V)
-    light = [triton_rows.first_read(*s, few, entropy=False) for s in sets]
-    ms = median_ms(lambda i: light[i].read(*sets[i], entropy=False), n)
+    stores = [triton_rows.first_read(*s, d.ready[0], shape) for s, d in zip(sets, done, strict=True)]
+    light = [triton_rows.first_read(*s, d.ready[0], few, entropy=False) for s, d in zip(sets, done, strict=True)]
+    ms = median_ms(lambda i: light[i].read(*sets[i], done[i].ready[0], entropy=False), n)
     line(table, f"  first read without entropies T={T}", ms, floor)
     ms = median_ms(lambda i: triton_rows.finish(light[i], done[i], sets[i][0], sets[i][1], V), n)
     line(table, f"  its finish T={T}", ms, floor)
-    ms = median_ms(lambda i: stores[i].read(*sets[i]), n)
+    ms = median_ms(lambda i: stores[i].read(*sets[i], done[i].ready[0]), n)
     line(table, f"  first read T={T}", ms, floor)
     ms = median_ms(lambda i: triton_rows.finish(stores[i], done[i], sets[i][0], sets[i][1], V), n)
     line(table, f"  its finish T={T}", ms, floor)
-    ms = median_ms(lambda i: triton_rows.second_read(stores[i], done[i], *sets[i][:2], 10), n)
-    line(table, f"  second read with the overlap, k=10 T={T}", ms, floor)
+    ms = median_ms(lambda i: triton_rows.second_read(done[i], *sets[i][:2]), n)
+    line(table, f"  second read T={T}", ms, floor)
+    ms = median_ms(lambda i: triton_rows.overlap(stores[i], done[i], *sets[i][:2], 10), n)
+    line(table, f"  overlap, k=10 T={T}", ms, floor)
+    bare = replace(few, lambdas=False)
+    pair_lambda(
+        table, f"rows_peer T={T}",
+        lambda i: triton_rows.peer_of(*sets[i], few), lambda i: triton_rows.peer_of(*sets[i], bare), n,
+    )  # fmt: skip
     for name, call in (
         ("rows_peer", lambda i: triton_rows.rows_peer(*sets[i])),
         ("rows_all", lambda i: triton_rows.rows_all(*sets[i])),
@@ -218,13 +251,12 @@ def time_rows(T: int, V: int, table: list[dict[str, Any]], bandwidth: float) -> 
         line(table, f"{name} T={T}, as a CUDA graph", replayed_ms(call), floor)
     for kind, noise in (("lm", 0.05), ("lm", 1.0), ("zipf", 0.2), ("normal", 0.2)):
         a, b, y = logits(T, V, kind, noise, torch.bfloat16)
-        triton_rows.finish(triton_rows.first_read(a, b, y, shape), done[0], a, b, V)
-        count = int(done[0].flags.sum())
+        count, fewer = (again(a, b, y, kind_of) for kind_of in (shape, few))
         peer = median_ms(lambda i, a=a, b=b, y=y: triton_rows.rows_peer(a, b, y), 1)
         ms = median_ms(lambda i, a=a, b=b, y=y: triton_rows.rows_all(a, b, y), 1)
-        print(f"   {kind} noise {noise}: {count} of {T} rows computed again; "
+        print(f"   {kind} noise {noise}: rows_peer computes {fewer} of {T} rows again, rows_all {count}; "
               f"rows_peer {peer:.3f} ms, rows_all {ms:.3f} ms", flush=True)  # fmt: skip
-        table.append({"name": f"computed again {kind} {noise} T={T}", "rows": count, "of": T,
+        table.append({"name": f"computed again {kind} {noise} T={T}", "rows": count, "of": T, "rows_of_peer": fewer,
                       "rows_peer_ms": peer, "rows_all_ms": ms})  # fmt: skip
     if T >= 4096:
         a, b, _ = sets[0]
@@ -274,6 +306,14 @@ def time_head(table: list[dict[str, Any]], T: int = 4096, d: int = 2048, V: int 
         ms = median_ms(lambda i, call=call: call(), 1)
         line(table, f"head_peer rows={rows} chunk={chunk}", ms, floor, extra_memory(call))
         kept, repair = triton_head.SHAPE, triton_head.rows_peer
+
+        def bare_call(kept: Shape = kept, call: Any = call) -> object:
+            triton_head.SHAPE = replace(kept, lambdas=False)
+            out = call()
+            triton_head.SHAPE = kept
+            return out
+
+        pair_lambda(table, "head_peer", lambda i, c=call: c(), lambda i, c=bare_call: c(), 1)
         again: list[int] = []
 
         def counted(*logits: torch.Tensor, again: Any = again, repair: Any = repair) -> Any:

@@ -127,6 +127,16 @@ def test_equal_rows_are_exactly_zero_apart(kind: str) -> None:
     assert not triton_rows.rows_peer(ref, ref.clone(), tokens)["kld"].any()
 
 
+@pytest.mark.parametrize("top_k", [1, 26])
+@pytest.mark.parametrize("kind", ["peaked", "ties", "same lane"])
+def test_overlap_of_the_smallest_and_the_largest_sets(kind: str, top_k: int) -> None:
+    ref, cand, tokens = draw(4099, kind, 2 if INTERPRETED else 6)
+    ref, cand, tokens = ref.to(DEVICE, torch.bfloat16), cand.to(DEVICE, torch.bfloat16), tokens.to(DEVICE)
+    got = triton_rows.rows_all(ref, cand, tokens, top_k)["topk_overlap"].tolist()
+    x, z, y = ref.double().cpu().numpy(), cand.double().cpu().numpy(), tokens.cpu().numpy()
+    assert got == [twin_row(a, b, int(t), top_k)["topk_overlap"] for a, b, t in zip(x, z, y, strict=True)]
+
+
 def test_a_row_with_nan_is_nan_and_leaves_its_neighbours() -> None:
     ref, cand, tokens = draw(101, "plain")
     ref[2, 5] = torch.nan

@@ -103,7 +103,7 @@ def _first_top(
     v, ids, top, row, V,
     THREADS: tl.constexpr, VEC: tl.constexpr, INNER: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """(first column of the largest logit, found): only cells that may hold it are read again."""
+    """(largest logit, its first column, found): only cells that may hold it are read again."""
     near = v >= top * _NEAR
     left = tl.sum(tl.sum(near.to(tl.int32), axis=0), axis=0)
     found = (left > 0) & (left <= _MANY)
@@ -121,17 +121,21 @@ def _first_top(
         first = tl.where(most > best, col, tl.where(most == best, tl.minimum(first, col), first))
         best = tl.maximum(best, most)
         left -= 1
-    return first, found
+    return best, first, found
 
 
 @triton.jit
 def _side(
-    held, moments, tops, top_cols, row, V, cells, n_parts,
+    held, moments, tops, top_cols, shift, row, V, cells, n_parts,
     CELLS: tl.constexpr, BINS: tl.constexpr, MOMENTS: tl.constexpr, PARTS: tl.constexpr,
     THREADS: tl.constexpr, VEC: tl.constexpr, INNER: tl.constexpr, WIDE: tl.constexpr,
     TRACKED: tl.constexpr, LAMBDA: tl.constexpr,
 ):  # fmt: skip
-    """(Z, p_max, λ_max, argmax, sure) of one side of a row; pointers are to that side and row."""
+    """(Z, p_max, λ_max, argmax, sure) of one side of a row; pointers are to that side and row.
+
+    The largest exponential is computed again in float64 from its logit: far above the guessed ``shift`` its
+    exponent was rounded the most, and it weighs the most.
+    """
     ids = tl.arange(0, CELLS // MOMENTS)[:, None] * MOMENTS + tl.arange(0, MOMENTS)[None, :]
     v = tl.load(held + ids, mask=ids < n_parts * cells, other=0.0)
     i = tl.arange(0, MOMENTS)
@@ -140,28 +144,30 @@ def _side(
     r1 = tl.load(moments + spot, mask=real, other=0.0)
     r2 = tl.load(moments + spot + BINS, mask=real, other=0.0)
     r3 = tl.load(moments + spot + 2 * BINS, mask=real, other=0.0)
-    top = tl.max(tl.max(v, axis=0), axis=0)
-    if LAMBDA:
-        where = tl.min(tl.min(tl.where(v == top, ids, 2147483647), axis=0), axis=0)
-        # The largest joins last, in float64: in float32 it would cost the others their low bits.
-        rest = tl.where(ids == where, 0.0, v)
-        z = tl.sum(tl.sum(rest, axis=0).to(tl.float64) + r1.to(tl.float64), axis=0) + top.to(tl.float64)
-        inv = (1.0 / z).to(tl.float32)
-        lam, sure = _lambda_max(rest * inv, top * inv, r1 * inv, r2 * inv * inv, (r3 * inv) * (inv * inv))
-        sure = sure & (tl.sum(r3, axis=0) < 1e37)
-    else:
-        z = tl.sum(r1.to(tl.float64), axis=0)
-        lam = top * float("nan")
-        sure = z == z
+    most = tl.max(tl.max(v, axis=0), axis=0)
     if TRACKED:
         part = tl.arange(0, PARTS)
         x = tl.load(tops + part, mask=part < n_parts, other=float("-inf"))
         col = tl.load(top_cols + part, mask=part < n_parts, other=2147483647)
-        first = tl.min(tl.where(x == tl.max(x, axis=0), col, 2147483647), axis=0)
+        best = tl.max(x, axis=0)
+        first = tl.min(tl.where(x == best, col, 2147483647), axis=0)
+        sure = best > float("-inf")
     else:
-        first, found = _first_top(v, ids, top, row, V, THREADS, VEC, INNER, WIDE)
-        sure = sure & found
-    return z, top.to(tl.float64) / z, lam, first, sure & (z > 1e-30) & (z < 1e37)
+        best, first, sure = _first_top(v, ids, most, row, V, THREADS, VEC, INNER, WIDE)
+    top = tl.exp2(best.to(tl.float64) * _LOG2E - shift.to(tl.float64))
+    if LAMBDA:
+        where = tl.min(tl.min(tl.where(v == most, ids, 2147483647), axis=0), axis=0)
+        # The largest joins last, in float64: in float32 it would cost the others their low bits.
+        rest = tl.where(ids == where, 0.0, v)
+        z = tl.sum(tl.sum(rest, axis=0).to(tl.float64) + r1.to(tl.float64), axis=0) + top
+        inv = (1.0 / z).to(tl.float32)
+        p1 = (top / z).to(tl.float32)
+        lam, certain = _lambda_max(rest * inv, p1, r1 * inv, r2 * inv * inv, (r3 * inv) * (inv * inv))
+        sure = sure & certain & (tl.sum(r3, axis=0) < 1e37)
+    else:
+        z = tl.sum(r1.to(tl.float64), axis=0)
+        lam = most * float("nan")
+    return z, top / z, lam, first, sure & (z > 1e-30) & (z < 1e37)
 
 
 @triton.jit
@@ -210,12 +216,13 @@ def finish_kernel(
     top_b, good = top_a, top_a
     for which in range(2):  # a loop that stays one, or both sides would live in registers together
         slot = (which * side + at) * n_parts
-        if which == 0:
+        if which == 0:  # noqa: SIM108 (pointers do not go into a select)
             logits = ref + at * stride_ref
         else:
             logits = cand + at * stride_cand
         zb, pb, lb, top_b, sure = _side(
-            held + slot * cells, moments + slot * 3 * BINS, tops + slot, top_cols + slot, logits, V, cells, n_parts,
+            held + slot * cells, moments + slot * 3 * BINS, tops + slot, top_cols + slot,
+            tl.load(shifts + which * side + at), logits, V, cells, n_parts,
             CELLS, BINS, MOMENTS, PARTS, THREADS, VEC, INNER, WIDE, TRACKED, LAMBDA,
         )  # fmt: skip
         za = tl.where(which == 0, zb, za)

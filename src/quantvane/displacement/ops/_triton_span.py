@@ -118,7 +118,7 @@ def _spread(x):
     """x among zeros, in a tensor of twice as many lanes."""
     if len(x.shape) == 1:
         return tl.join(x, x * 0.0)
-    else:
+    else:  # noqa: RET505 (decided when compiling)
         return tl.reshape(tl.join(x, x * 0.0), (x.shape[0], 2 * x.shape[1]))
 
 
@@ -150,7 +150,7 @@ def _binned(x, THREADS: tl.constexpr, BINS: tl.constexpr):
     """The sums of neighbouring threads, or of single lanes."""
     if BINS > THREADS:
         return tl.reshape(x, (BINS,))
-    else:
+    else:  # noqa: RET505 (decided when compiling)
         return tl.sum(tl.reshape(tl.sum(x, axis=1), (BINS, THREADS // BINS)), axis=1)
 
 
@@ -238,8 +238,12 @@ def span_kernel(
         cb = tl.load(shifts + side + row)
     else:
         first = tl.arange(0, BLOCK)
-        sa = tl.load(pa + first, mask=first < width, other=float("-inf")).to(tl.float32)
-        sb = tl.load(pb + first, mask=first < width, other=float("-inf")).to(tl.float32)
+        sa = tl.full((BLOCK,), float("-inf"), tl.float32)
+        sb = sa
+        for j in tl.static_range(UNROLL):  # the columns of the loop's first turn: they are read from memory once
+            ok = j * BLOCK + first < width
+            sa = tl.maximum(sa, tl.load(pa + j * BLOCK + first, mask=ok, other=float("-inf")).to(tl.float32))
+            sb = tl.maximum(sb, tl.load(pb + j * BLOCK + first, mask=ok, other=float("-inf")).to(tl.float32))
         ca = _on_grid(finite_floor(tl.maximum(tl.max(sa, axis=0), ay)))
         cb = _on_grid(finite_floor(tl.maximum(tl.max(sb, axis=0), by)))
         tl.store(shifts + row, ca)

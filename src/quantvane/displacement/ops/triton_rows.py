@@ -39,6 +39,7 @@ _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 _PAIR = {"THREADS": 128, "VEC": 8, "LANES": 2, "INNER": 4, "UNROLL": 4}  # how the second read walks a row
 _REPAIRERS = 128  # programs that compute rows again: one per multiprocessor, about
 _CELLS_PER_WARP = 2048
+_OVERLAP_REGISTERS = 128  # a thread: fewer spill, more leave too few programs on a multiprocessor
 _LANES = 128  # bins of a row's cells in the selection of its top entries
 
 
@@ -60,9 +61,9 @@ def _chained(early: bool) -> dict[str, bool]:
 @dataclass(frozen=True, slots=True)
 class Shape:
     """How a kernel walks a row: blocks of threads·vec columns, summed in ``lanes`` accumulators a thread, inner
-    of them to a group of cells, unroll of those in one turn of the loop; the rest's moments in bins of
-    neighbouring threads. Without ``lambdas`` the sums that λ_max needs are not taken and it is NaN: to measure
-    what it costs."""
+    of them to a group of cells, unroll of those in one turn of the loop; the rest's moments in bins of single
+    accumulators or of neighbouring threads. Without ``lambdas`` the sums that λ_max needs are not taken and
+    it is NaN: to measure what it costs."""
 
     threads: int
     vec: int
@@ -81,7 +82,7 @@ class Shape:
         inner = min(max(-(-V // (128 * 8 * groups)), 2), most)
         turns = -(-inner // 10)
         unroll = -(-inner // turns)
-        return cls(128, 8, 2, unroll * turns, unroll, 128)
+        return cls(128, 8, 2, unroll * turns, unroll, 256)
 
     @classmethod
     def of_rows(cls, V: int) -> Shape:
@@ -277,7 +278,7 @@ def overlap(
         ref.stride(0), cand.stride(0), V, T, store.cells,
         ROWS=max(1, triton.next_power_of_2(store.cells) // _LANES), LANES=_LANES, THREADS=shape.threads,
         VEC=shape.vec, INNER=shape.inner, WIDE=shape.wide, K=top_k, KC=kept, SLOTS=2 * kept,
-        num_warps=kept // 16 if kept > 16 else 1, **_chained(early),
+        num_warps=max(1, kept // 16), maxnreg=_OVERLAP_REGISTERS, **_chained(early),
     )  # fmt: skip
 
 
