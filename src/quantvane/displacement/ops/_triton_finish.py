@@ -103,7 +103,7 @@ def _first_top(
     v, ids, top, row, V,
     THREADS: tl.constexpr, VEC: tl.constexpr, INNER: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """(largest logit, its first column, found): only cells that may hold it are read again."""
+    """(first column of the largest logit, found): only cells that may hold it are read again."""
     near = v >= top * _NEAR
     left = tl.sum(tl.sum(near.to(tl.int32), axis=0), axis=0)
     found = (left > 0) & (left <= _MANY)
@@ -121,21 +121,17 @@ def _first_top(
         first = tl.where(most > best, col, tl.where(most == best, tl.minimum(first, col), first))
         best = tl.maximum(best, most)
         left -= 1
-    return best, first, found
+    return first, found
 
 
 @triton.jit
 def _side(
-    held, moments, tops, top_cols, shift, row, V, cells, n_parts,
+    held, moments, tops, top_cols, row, V, cells, n_parts,
     CELLS: tl.constexpr, BINS: tl.constexpr, MOMENTS: tl.constexpr, PARTS: tl.constexpr,
     THREADS: tl.constexpr, VEC: tl.constexpr, INNER: tl.constexpr, WIDE: tl.constexpr,
     TRACKED: tl.constexpr, LAMBDA: tl.constexpr,
 ):  # fmt: skip
-    """(Z, p_max, λ_max, argmax, sure) of one side of a row; pointers are to that side and row.
-
-    The largest exponential is computed again in float64 from its logit: far above the guessed ``shift`` its
-    exponent was rounded the most, and it weighs the most.
-    """
+    """(Z, p_max, λ_max, argmax, sure) of one side of a row; pointers are to that side and row."""
     ids = tl.arange(0, CELLS // MOMENTS)[:, None] * MOMENTS + tl.arange(0, MOMENTS)[None, :]
     v = tl.load(held + ids, mask=ids < n_parts * cells, other=0.0)
     i = tl.arange(0, MOMENTS)
@@ -153,16 +149,15 @@ def _side(
         first = tl.min(tl.where(x == best, col, 2147483647), axis=0)
         sure = best > float("-inf")
     else:
-        best, first, sure = _first_top(v, ids, most, row, V, THREADS, VEC, INNER, WIDE)
-    top = tl.exp2(best.to(tl.float64) * _LOG2E - shift.to(tl.float64))
+        first, sure = _first_top(v, ids, most, row, V, THREADS, VEC, INNER, WIDE)
+    top = most.to(tl.float64)
     if LAMBDA:
         where = tl.min(tl.min(tl.where(v == most, ids, 2147483647), axis=0), axis=0)
         # The largest joins last, in float64: in float32 it would cost the others their low bits.
         rest = tl.where(ids == where, 0.0, v)
         z = tl.sum(tl.sum(rest, axis=0).to(tl.float64) + r1.to(tl.float64), axis=0) + top
         inv = (1.0 / z).to(tl.float32)
-        p1 = (top / z).to(tl.float32)
-        lam, certain = _lambda_max(rest * inv, p1, r1 * inv, r2 * inv * inv, (r3 * inv) * (inv * inv))
+        lam, certain = _lambda_max(rest * inv, most * inv, r1 * inv, r2 * inv * inv, (r3 * inv) * (inv * inv))
         sure = sure & certain & (tl.sum(r3, axis=0) < 1e37)
     else:
         z = tl.sum(r1.to(tl.float64), axis=0)
@@ -221,8 +216,7 @@ def finish_kernel(
         else:
             logits = cand + at * stride_cand
         zb, pb, lb, top_b, sure = _side(
-            held + slot * cells, moments + slot * 3 * BINS, tops + slot, top_cols + slot,
-            tl.load(shifts + which * side + at), logits, V, cells, n_parts,
+            held + slot * cells, moments + slot * 3 * BINS, tops + slot, top_cols + slot, logits, V, cells, n_parts,
             CELLS, BINS, MOMENTS, PARTS, THREADS, VEC, INNER, WIDE, TRACKED, LAMBDA,
         )  # fmt: skip
         za = tl.where(which == 0, zb, za)
