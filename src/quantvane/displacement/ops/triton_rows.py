@@ -10,8 +10,8 @@ A row on which that is not enough (λ not certain to 1e-6, overflow, −inf or N
 ties at the top than are kept) is flagged on the device and computed again by a kernel that reads it
 many times; the host is never asked. On logits of language models that is rare.
 
-Accuracy against float64: λ relative 1e-6 (4e-6 where λ < 1e-9); the others 1e-6·max(1, |value|); equal rows
-give exactly 0. A −inf logit has probability 0; a row with NaN, +inf or no finite logit gives NaN, indices −1
+Accuracy against float64: λ relative 1e-6 (4e-6 where λ < 1e-9); the others 1e-6·max(1, |value|); twice that where
+a row's largest logit lies e¹⁰-fold above the guess, so that exponents are rounded more; equal rows give exactly 0. A −inf logit has probability 0; a row with NaN, +inf or no finite logit gives NaN, indices −1
 and False.
 """
 
@@ -36,7 +36,7 @@ _ENTROPIES = ("entropy_ref", "entropy_cand")
 PEER_FIELDS = (*(f for f in FINISH_FIELDS if f not in _ENTROPIES), "top1_ref", "top1_cand", "same_top1")
 MAX_TOP_K = 26
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-_PAIR = {"THREADS": 128, "VEC": 8, "LANES": 2, "INNER": 1, "UNROLL": 4}  # how the second read walks a row
+_PAIR = {"THREADS": 128, "VEC": 8, "LANES": 2, "INNER": 4, "UNROLL": 4}  # how the second read walks a row
 _REPAIRERS = 128  # programs that compute rows again: one per multiprocessor, about
 _CELLS_PER_WARP = 2048
 _OVERLAP_REGISTERS = 128  # a thread: fewer spill, more leave too few programs on a multiprocessor
@@ -322,7 +322,7 @@ def rows_peer(ref: torch.Tensor, cand: torch.Tensor, tokens: torch.Tensor) -> di
         tokens: (T,) observed token ids, in [0, V).
 
     Returns:
-        float64, int32 and bool tensors on the logits' device. kld is accurate to 1e-7 absolute, not relative:
+        float64, int32 and bool tensors on the logits' device. kld is accurate to 1e-6 absolute, not relative:
         for nearly equal rows it may come out below zero by that much.
 
     Raises:
