@@ -11,8 +11,8 @@ ties at the top than are kept) is flagged on the device and computed again by a 
 many times; the host is never asked. On logits of language models that is rare.
 
 Accuracy against float64: λ relative 1e-6 (4e-6 where λ < 1e-9); the others 1e-6·max(1, |value|); twice that where
-a row's largest logit lies e¹⁰-fold above the guess, so that exponents are rounded more; equal rows give exactly 0. A −inf logit has probability 0; a row with NaN, +inf or no finite logit gives NaN, indices −1
-and False.
+a row's largest logits lie far above the guessed shift, whose exponents are rounded more. Equal rows give exactly 0.
+A −inf logit has probability 0; a row with NaN, +inf or no finite logit gives NaN, indices −1 and False.
 """
 
 from __future__ import annotations
