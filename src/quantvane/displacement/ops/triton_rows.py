@@ -101,7 +101,7 @@ class Shape:
     @property
     def wide(self) -> int:
         """Columns of a cell, as a power of two."""
-        return triton.next_power_of_2(self.inner * self.vec)
+        return int(triton.next_power_of_2(self.inner * self.vec))
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +203,7 @@ class Spans:
 
 def _packed(x: torch.Tensor) -> bool:
     """Whether every row may be read as words of two columns."""
-    return x.dtype == torch.bfloat16 and x.stride(0) % 2 == 0 and x.data_ptr() % 4 == 0
+    return bool(x.dtype == torch.bfloat16 and x.stride(0) % 2 == 0 and x.data_ptr() % 4 == 0)
 
 
 def check(
@@ -254,7 +254,7 @@ def finish(
 
 
 def _kept(top_k: int) -> int:
-    return triton.next_power_of_2(top_k + 6)
+    return int(triton.next_power_of_2(top_k + 6))
 
 
 def second_read(done: Done, ref: torch.Tensor, cand: torch.Tensor, early: bool = False) -> None:
