@@ -16,6 +16,7 @@ import os
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,10 @@ from quantvane.displacement.ops import triton_head, triton_rows
 
 GiB = 2.0**30
 Shape = triton_rows.Shape
-HEAD_SHAPES = [Shape(*x) for x in ((64, 4, 16, 8, 8), (64, 4, 16, 8, 16), (64, 4, 32, 8, 16), (128, 4, 16, 4, 8))]
+HEAD_SHAPES = [
+    Shape(*x)
+    for x in ((64, 4, 2, 16, 8, 16), (128, 4, 2, 8, 8, 16), (128, 4, 2, 16, 4, 16), (64, 4, 2, 32, 8, 16))
+]
 
 
 def logits(T: int, V: int, kind: str, noise: float, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
@@ -63,6 +67,15 @@ def median_ms(call: Callable[[int], object], sets: int, budget_ms: float = 120.0
     torch.cuda.synchronize()
     times = sorted(a.elapsed_time(b) for a, b in events)
     return times[n // 2]
+
+
+def calm_ms(call: Callable[[int], object], sets: int, rounds: int = 5) -> float:
+    """The median of several medians with pauses between them: a slow second of the machine does not decide."""
+    times = []
+    for _ in range(rounds):
+        time.sleep(0.4)
+        times.append(median_ms(call, sets))
+    return sorted(times)[rounds // 2]
 
 
 def extra_memory(call: Callable[[], object]) -> float:
@@ -186,6 +199,34 @@ def line(
     print(f"{name:90s} {ms:9.3f} ms   {ms / floor:7.3f}x   {extra}", flush=True)
 
 
+def again(a: torch.Tensor, b: torch.Tensor, y: torch.Tensor, shape: Shape) -> int:
+    """Rows that the first read by this shape leaves to be computed again."""
+    done = triton_rows.Done.allocate(len(y), a.device, False)
+    triton_rows.finish(triton_rows.first_read(a, b, y, done.ready[0], shape), done, a, b, a.shape[1])
+    return int(done.flags.sum())
+
+
+def pair_lambda(
+    table: list[dict[str, Any]], name: str, with_it: Callable[[int], object], without: Callable[[int], object],
+    sets: int, rounds: int = 7,
+) -> None:  # fmt: skip
+    """What λ_max adds: medians of either kernel in turn, several times, and the median of their quotients."""
+    times = []
+    for _ in range(rounds):
+        time.sleep(0.2)
+        times.append((median_ms(with_it, sets, 60.0), median_ms(without, sets, 60.0)))
+    quotients = sorted(a / b for a, b in times)
+    entry = {
+        "name": f"{name}: with and without λ_max",
+        "ms": sorted(a for a, _ in times)[rounds // 2],
+        "without_ms": sorted(b for _, b in times)[rounds // 2],
+        "share": quotients[rounds // 2] - 1.0,
+        "share_range": [quotients[0] - 1.0, quotients[-1] - 1.0],
+    }
+    table.append(entry)
+    print(f"   {entry}", flush=True)
+
+
 def time_rows(T: int, V: int, table: list[dict[str, Any]], bandwidth: float) -> None:
     floor = 2 * T * V * 2 / bandwidth * 1e3
     line(table, f"floor: read both once, T={T} V={V} bf16", floor, floor)
@@ -193,35 +234,41 @@ def time_rows(T: int, V: int, table: list[dict[str, Any]], bandwidth: float) -> 
     n = len(sets)
     shape = Shape.of_rows(V)
     done = [triton_rows.Done.allocate(T, torch.device("cuda"), True) for _ in sets]
-    stores = [triton_rows.first_read(*s, shape) for s in sets]
     few = Shape.of_peer(V)
-    light = [triton_rows.first_read(*s, few, entropy=False) for s in sets]
-    ms = median_ms(lambda i: light[i].read(*sets[i], entropy=False), n)
+    stores = [triton_rows.first_read(*s, d.ready[0], shape) for s, d in zip(sets, done, strict=True)]
+    light = [triton_rows.first_read(*s, d.ready[0], few, entropy=False) for s, d in zip(sets, done, strict=True)]
+    ms = median_ms(lambda i: light[i].read(*sets[i], done[i].ready[0], entropy=False), n)
     line(table, f"  first read without entropies T={T}", ms, floor)
     ms = median_ms(lambda i: triton_rows.finish(light[i], done[i], sets[i][0], sets[i][1], V), n)
-    line(table, f"  its finish T={T}", ms, floor)
-    ms = median_ms(lambda i: stores[i].read(*sets[i]), n)
+    line(table, f"  finish of rows_peer T={T}", ms, floor)
+    ms = median_ms(lambda i: stores[i].read(*sets[i], done[i].ready[0]), n)
     line(table, f"  first read T={T}", ms, floor)
     ms = median_ms(lambda i: triton_rows.finish(stores[i], done[i], sets[i][0], sets[i][1], V), n)
-    line(table, f"  its finish T={T}", ms, floor)
-    ms = median_ms(lambda i: triton_rows.second_read(stores[i], done[i], *sets[i][:2], 10), n)
-    line(table, f"  second read with the overlap, k=10 T={T}", ms, floor)
+    line(table, f"  finish of rows_all T={T}", ms, floor)
+    ms = median_ms(lambda i: triton_rows.second_read(done[i], *sets[i][:2]), n)
+    line(table, f"  second read T={T}", ms, floor)
+    ms = median_ms(lambda i: triton_rows.overlap(stores[i], done[i], *sets[i][:2], 10), n)
+    line(table, f"  overlap, k=10 T={T}", ms, floor)
     for name, call in (
         ("rows_peer", lambda i: triton_rows.rows_peer(*sets[i])),
         ("rows_all", lambda i: triton_rows.rows_all(*sets[i])),
     ):
-        ms = median_ms(call, n)
+        ms = calm_ms(call, n)
         line(table, f"{name} T={T}", ms, floor, extra_memory(lambda call=call: call(0)))
         line(table, f"{name} T={T}, as a CUDA graph", replayed_ms(call), floor)
+    bare = replace(few, lambdas=False)
+    pair_lambda(
+        table, f"rows_peer T={T}",
+        lambda i: triton_rows.peer_of(*sets[i], few), lambda i: triton_rows.peer_of(*sets[i], bare), n,
+    )  # fmt: skip
     for kind, noise in (("lm", 0.05), ("lm", 1.0), ("zipf", 0.2), ("normal", 0.2)):
         a, b, y = logits(T, V, kind, noise, torch.bfloat16)
-        triton_rows.finish(triton_rows.first_read(a, b, y, shape), done[0], a, b, V)
-        count = int(done[0].flags.sum())
+        count, fewer = (again(a, b, y, kind_of) for kind_of in (shape, few))
         peer = median_ms(lambda i, a=a, b=b, y=y: triton_rows.rows_peer(a, b, y), 1)
         ms = median_ms(lambda i, a=a, b=b, y=y: triton_rows.rows_all(a, b, y), 1)
-        print(f"   {kind} noise {noise}: {count} of {T} rows computed again; "
+        print(f"   {kind} noise {noise}: rows_peer computes {fewer} of {T} rows again, rows_all {count}; "
               f"rows_peer {peer:.3f} ms, rows_all {ms:.3f} ms", flush=True)  # fmt: skip
-        table.append({"name": f"computed again {kind} {noise} T={T}", "rows": count, "of": T,
+        table.append({"name": f"computed again {kind} {noise} T={T}", "rows": count, "of": T, "rows_of_peer": fewer,
                       "rows_peer_ms": peer, "rows_all_ms": ms})  # fmt: skip
     if T >= 4096:
         a, b, _ = sets[0]
@@ -234,7 +281,7 @@ def replayed_ms(call: Callable[[int], object]) -> float:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         call(0)
-    return median_ms(lambda i: graph.replay(), 1)
+    return calm_ms(lambda i: graph.replay(), 1)
 
 
 def time_head(table: list[dict[str, Any]], T: int = 4096, d: int = 2048, V: int = 151936) -> None:
@@ -268,9 +315,17 @@ def time_head(table: list[dict[str, Any]], T: int = 4096, d: int = 2048, V: int 
         def call(rows: int = rows, chunk: int = chunk) -> object:
             return triton_head.head_peer(h, g, triton_head.Heads(W, W2), y, row_block=rows, chunk=chunk)
 
-        ms = median_ms(lambda i, call=call: call(), 1)
+        ms = calm_ms(lambda i, call=call: call(), 1)
         line(table, f"head_peer rows={rows} chunk={chunk}", ms, floor, extra_memory(call))
         kept, repair = triton_head.SHAPE, triton_head.rows_peer
+
+        def bare_call(kept: Shape = kept, call: Any = call) -> object:
+            triton_head.SHAPE = replace(kept, lambdas=False)
+            out = call()
+            triton_head.SHAPE = kept
+            return out
+
+        pair_lambda(table, "head_peer", lambda i, c=call: c(), lambda i, c=bare_call: c(), 1)
         again: list[int] = []
 
         def counted(*logits: torch.Tensor, again: Any = again, repair: Any = repair) -> Any:
@@ -279,7 +334,7 @@ def time_head(table: list[dict[str, Any]], T: int = 4096, d: int = 2048, V: int 
 
         for shape in HEAD_SHAPES:
             triton_head.SHAPE = shape
-            ms = median_ms(lambda i, call=call: call(), 1)
+            ms = calm_ms(lambda i, call=call: call(), 1, 3)
             again.clear()
             triton_head.rows_peer = counted
             memory = extra_memory(call)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from quantvane.displacement.ops._triton_chain import await_all
 from quantvane.displacement.ops._triton_finish import store_fields
 
 __all__ = ["exact_kernel"]
@@ -208,17 +209,17 @@ def _one_row(
 
 @triton.jit(do_not_specialize=["T"])
 def exact_kernel(
-    ref, cand, tokens, out, out_int, pair, ranks, flags, stride_ref, stride_cand, V, T,
-    K: tl.constexpr, KC: tl.constexpr, ALL: tl.constexpr, BLOCK: tl.constexpr,
+    ref, cand, tokens, out, out_int, pair, ranks, queue, stride_ref, stride_cand, V, T,
+    K: tl.constexpr, KC: tl.constexpr, ALL: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    """The rows where flags (T,) is not 0; every program takes each n-th of them.
+    """The rows in queue (1 + T,) int32, their number first; every program takes each n-th of them.
 
     Writes out (12, T) and out_int (3, T) as ``finish_kernel`` does, and with ALL pair (5, T) and ranks (T,)
     as ``pair_kernel`` does. A row with a NaN, a +inf or no finite logit gets NaN everywhere and indices −1.
     """
-    for row in range(tl.program_id(0), T, tl.num_programs(0)):
-        if tl.load(flags + row) != 0:
-            _one_row(
-                ref, cand, tokens, out, out_int, pair, ranks, stride_ref, stride_cand, V, T, row,
-                K, KC, ALL, BLOCK,
-            )  # fmt: skip
+    await_all(EARLY)
+    for i in range(tl.program_id(0), tl.minimum(tl.load(queue), T), tl.num_programs(0)):
+        _one_row(
+            ref, cand, tokens, out, out_int, pair, ranks, stride_ref, stride_cand, V, T, tl.load(queue + 1 + i),
+            K, KC, ALL, BLOCK,
+        )  # fmt: skip

@@ -1,19 +1,25 @@
-"""Triton: from the cells and sums of a row to its metrics, λ_max and its top entries (two kernels)."""
+"""Triton: from the cells and sums of a row to its metrics and λ_max (one kernel)."""
 
 # mypy: disable-error-code="misc, no-untyped-def, no-untyped-call, untyped-decorator, no-any-return"
 from __future__ import annotations
 
+import os
+
 import triton
 import triton.language as tl
 
+from quantvane.displacement.ops._triton_chain import await_row, close_chain, flag_row, mark_row, open_chain
 from quantvane.displacement.ops._triton_span import LOG2E
 
-__all__ = ["FINISH_FIELDS", "finish_kernel", "overlap_kernel", "store_fields"]
+__all__ = ["FINISH_FIELDS", "cell_columns", "finish_kernel", "store_fields"]
 
+_INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET", "0") == "1")
 _LOG2E = tl.constexpr(LOG2E)
 _LN2 = tl.constexpr(0.6931471805599453)
 _CERTAIN = tl.constexpr(1e-6)  # relative width of λ's interval above which a row is computed again
 _TINY = tl.constexpr(1e-37)
+_NEAR = tl.constexpr(1.0 - 2.0**-11)  # exponentials this close may have their logits in another order
+_MANY = tl.constexpr(8)  # cells read again in search of the argmax
 FINISH_FIELDS = (
     "kld", "nll_ref", "nll_cand", "delta_p", "entropy_ref", "entropy_cand",
     "pmax_ref", "pmax_cand", "lambda_ref", "lambda_cand",
@@ -26,17 +32,26 @@ def _add3(a, b, c, x, y, z):
 
 
 @triton.jit
-def _lambda_max(p, p1, at_top, q1, q2, q3):
+def _reciprocal(x):
+    """To one unit in the last place; subnormal x gives infinity."""
+    if _INTERPRETED:
+        return 1.0 / x
+    return tl.inline_asm_elementwise(
+        "rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
+    )
+
+
+@triton.jit
+def _lambda_max(p, p1, q1, q2, q3):
     """(λ_max, certain) of diag(p) − ppᵀ from the cells' largest probabilities and the moments of the rest.
 
-    p (rows, bins) are the cells' largest, at_top marks the row's largest p1, q1…q3 (bins,) the moments.
+    p (rows, bins) are the cells' largest but for the row's largest p1, q1…q3 (bins,) the moments.
     Newton on 1/ψ(λ) − 1 + λ/p₁ = 0, ψ(λ) = Σ_{i≥2} p_i/(λ−p_i), from the lower bound by p₁, p₂ and the
     remaining mass: it rises monotonically. The rest of one bin contributes, with Q_k = Σ p^k,
     Q₁/λ + Σ p²/(λ(λ−p)). That last term is a mean of the convex 1/(λ−p) under weights p²: Jensen bounds it
     below by the value at Q₃/Q₂, and, as no entry exceeds P = Q₃^⅓, the chord over [0, P] from above. Their
     midpoint is taken; λ is certain where the two bounds move it by less than a relative 10⁻⁶.
     """
-    p = tl.where(at_top, 0.0, p)
     q2_safe = tl.maximum(q2, _TINY)
     # A cube that has underflowed says nothing: the square does.
     most = tl.where(q3 > 1e-30, tl.exp2(tl.log2(tl.maximum(q3, _TINY)) / 3.0) * 1.000001, tl.sqrt(q2))
@@ -53,11 +68,11 @@ def _lambda_max(p, p1, at_top, q1, q2, q3):
     step = lam
     for _ in range(4):
         inv = 1.0 / lam
-        gap = tl.maximum(lam - p, lam * 6e-8)
-        over = 1.0 / gap
+        least = lam * 6e-8
+        over = _reciprocal(tl.maximum(lam - p, least))
         q = p * over
-        low = 1.0 / tl.maximum(lam - mean, lam * 6e-8)
-        high = (1.0 - share) * inv + share / tl.maximum(lam - most, lam * 6e-8)
+        low = _reciprocal(tl.maximum(lam - mean, least))
+        high = (1.0 - share) * inv + share * _reciprocal(tl.maximum(lam - most, least))
         spread = q2 * inv * tl.maximum(high - low, 0.0)
         psi = tl.sum(q, axis=0) + q1 * inv + q2 * inv * low + 0.5 * spread
         slope = tl.sum(q * over, axis=0) + q1 * inv * inv + q2 * inv * low * (inv + low)
@@ -76,42 +91,37 @@ def _lambda_max(p, p1, at_top, q1, q2, q3):
 
 
 @triton.jit
-def _select(
-    v, ids, row, V,
-    CELLS: tl.constexpr, THREADS: tl.constexpr, VEC: tl.constexpr, INNER: tl.constexpr, WIDE: tl.constexpr,
-    K: tl.constexpr, KC: tl.constexpr,
-):  # fmt: skip
-    """(columns of the K largest logits, enough): only cells that may hold one of them are read again.
-
-    Every one of the K largest entries lies in a cell whose largest reaches the K-th largest cell. Up to KC
-    cells are read; ``enough`` is false where ties would need more.
-    """
-    slot = tl.arange(0, KC)
-    picked = tl.full((KC,), -1, tl.int32)
-    # Non-negative floats order as their bits do: the low bits make room for the cell's number.
-    keys = (v.to(tl.int32, bitcast=True) & ~(CELLS - 1)) | ids
-    reach = tl.full((), 2147483647, tl.int32)
-    for i in range(KC):
-        key = tl.max(tl.max(keys, axis=0), axis=0)
-        if i < K:
-            reach = tl.minimum(reach, (key & ~(CELLS - 1)) - CELLS)
-        picked = tl.where((slot == i) & (key >= reach), key & (CELLS - 1), picked)
-        keys = tl.where(keys == key, -1, keys)
-    enough = (tl.max(tl.max(keys, axis=0), axis=0) < reach) & (reach > CELLS)
-    group = picked // THREADS
+def cell_columns(cell, THREADS: tl.constexpr, VEC: tl.constexpr, INNER: tl.constexpr, WIDE: tl.constexpr):
+    """The columns (…, WIDE) of cells (…, 1); those from INNER·VEC on are not theirs."""
     spot = tl.arange(0, WIDE)
-    block = group[:, None] * INNER + (spot // VEC)[None, :]
-    cols = (block * THREADS + (picked % THREADS)[:, None]) * VEC + (spot % VEC)[None, :]
-    fits = (picked >= 0)[:, None] & (spot < INNER * VEC)[None, :] & (cols < V)
-    x = tl.load(row + cols, mask=fits, other=float("-inf")).to(tl.float32)
-    chosen = tl.full((KC,), -1, tl.int32)
-    for i in range(K):
-        best = tl.max(tl.max(x, axis=1), axis=0)
-        first = tl.min(tl.min(tl.where((x == best) & fits, cols, 2147483647), axis=1), axis=0)
-        chosen = tl.where(slot == i, first, chosen)
-        fits = fits & (cols != first)
-        x = tl.where(cols == first, float("-inf"), x)
-    return chosen, enough
+    block = (cell // THREADS) * INNER + spot // VEC
+    return (block * THREADS + cell % THREADS) * VEC + spot % VEC
+
+
+@triton.jit
+def _first_top(
+    v, ids, top, row, V,
+    THREADS: tl.constexpr, VEC: tl.constexpr, INNER: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """(first column of the largest logit, found): only cells that may hold it are read again."""
+    near = v >= top * _NEAR
+    left = tl.sum(tl.sum(near.to(tl.int32), axis=0), axis=0)
+    found = (left > 0) & (left <= _MANY)
+    left = tl.where(found, left, 0)
+    cell = tl.full((), -1, tl.int32)
+    best = tl.full((), float("-inf"), tl.float32)
+    first = tl.full((), 2147483647, tl.int32)
+    while left > 0:
+        cell = tl.min(tl.min(tl.where(near & (ids > cell), ids, 2147483647), axis=0), axis=0)
+        cols = cell_columns(cell, THREADS, VEC, INNER, WIDE)
+        fits = (tl.arange(0, WIDE) < INNER * VEC) & (cols < V)
+        x = tl.load(row + cols, mask=fits, other=float("-inf")).to(tl.float32)
+        most = tl.max(x, axis=0)
+        col = tl.min(tl.where((x == most) & fits, cols, 2147483647), axis=0)
+        first = tl.where(most > best, col, tl.where(most == best, tl.minimum(first, col), first))
+        best = tl.maximum(best, most)
+        left -= 1
+    return first, found
 
 
 @triton.jit
@@ -119,7 +129,7 @@ def _side(
     held, moments, tops, top_cols, row, V, cells, n_parts,
     CELLS: tl.constexpr, BINS: tl.constexpr, MOMENTS: tl.constexpr, PARTS: tl.constexpr,
     THREADS: tl.constexpr, VEC: tl.constexpr, INNER: tl.constexpr, WIDE: tl.constexpr,
-    TRACKED: tl.constexpr,
+    TRACKED: tl.constexpr, LAMBDA: tl.constexpr,
 ):  # fmt: skip
     """(Z, p_max, λ_max, argmax, sure) of one side of a row; pointers are to that side and row."""
     ids = tl.arange(0, CELLS // MOMENTS)[:, None] * MOMENTS + tl.arange(0, MOMENTS)[None, :]
@@ -130,26 +140,29 @@ def _side(
     r1 = tl.load(moments + spot, mask=real, other=0.0)
     r2 = tl.load(moments + spot + BINS, mask=real, other=0.0)
     r3 = tl.load(moments + spot + 2 * BINS, mask=real, other=0.0)
-    top = tl.max(tl.max(v, axis=0), axis=0)
-    where = tl.min(tl.min(tl.where(v == top, ids, 2147483647), axis=0), axis=0)
-    # The largest joins last, in float64: in float32 it would cost the others their low bits.
-    others = tl.sum(tl.where(ids == where, 0.0, v), axis=0)
-    z = tl.sum(others.to(tl.float64) + r1.to(tl.float64), axis=0) + top.to(tl.float64)
-    inv = (1.0 / z).to(tl.float32)
-    lam, sure = _lambda_max(
-        v * inv, top * inv, ids == where, r1 * inv, r2 * inv * inv, (r3 * inv) * (inv * inv)
-    )
+    most = tl.max(tl.max(v, axis=0), axis=0)
     if TRACKED:
         part = tl.arange(0, PARTS)
         x = tl.load(tops + part, mask=part < n_parts, other=float("-inf"))
         col = tl.load(top_cols + part, mask=part < n_parts, other=2147483647)
-        first = tl.min(tl.where(x == tl.max(x, axis=0), col, 2147483647), axis=0)
+        best = tl.max(x, axis=0)
+        first = tl.min(tl.where(x == best, col, 2147483647), axis=0)
+        sure = best > float("-inf")
     else:
-        chosen, enough = _select(v, ids, row, V, CELLS, THREADS, VEC, INNER, WIDE, 1, 4)
-        first = tl.max(chosen, axis=0)
-        sure = sure & enough
-    sure = sure & (z > 1e-30) & (z < 1e37) & (tl.sum(r3, axis=0) < 1e37)
-    return z, top.to(tl.float64) / z, lam, first, sure
+        first, sure = _first_top(v, ids, most, row, V, THREADS, VEC, INNER, WIDE)
+    top = most.to(tl.float64)
+    if LAMBDA:
+        where = tl.min(tl.min(tl.where(v == most, ids, 2147483647), axis=0), axis=0)
+        # The largest joins last, in float64: in float32 it would cost the others their low bits.
+        rest = tl.where(ids == where, 0.0, v)
+        z = tl.sum(tl.sum(rest, axis=0).to(tl.float64) + r1.to(tl.float64), axis=0) + top
+        inv = (1.0 / z).to(tl.float32)
+        lam, certain = _lambda_max(rest * inv, most * inv, r1 * inv, r2 * inv * inv, (r3 * inv) * (inv * inv))
+        sure = sure & certain & (tl.sum(r3, axis=0) < 1e37)
+    else:
+        z = tl.sum(r1.to(tl.float64), axis=0)
+        lam = most * float("nan")
+    return z, top / z, lam, first, sure & (z > 1e-30) & (z < 1e37)
 
 
 @triton.jit
@@ -172,35 +185,45 @@ def store_fields(out, row, T, kld, nll_a, nll_b, entropy_a, entropy_b, pa, pb, l
 
 @triton.jit(do_not_specialize=["T"])
 def finish_kernel(
-    held, moments, totals, shifts, observed, tops, top_cols, ref, cand, out, out_int, flags,
+    held, moments, totals, shifts, observed, tops, top_cols, ref, cand, out, out_int, flags, queue, ready, done,
     stride_ref, stride_cand, V, T, cells, n_parts,
     CELLS: tl.constexpr, BINS: tl.constexpr, MOMENTS: tl.constexpr, PARTS: tl.constexpr,
     THREADS: tl.constexpr, VEC: tl.constexpr, INNER: tl.constexpr, WIDE: tl.constexpr,
-    TRACKED: tl.constexpr,
+    TRACKED: tl.constexpr, LAMBDA: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """One program per row, from what ``span_kernel`` left (n_parts per row).
 
     Writes out (12, T) float64, see ``store_fields``; out_int (3, T) int32: both argmaxes (the third is left to
-    ``overlap_kernel``); flags (T,) int32: 1 where the row must be computed again (λ not
-    certain, more ties than fit, an infinite divergence, −inf, NaN or overflow).
+    ``overlap_kernel``); flags (T,) int32: 1 where the row must be computed again (λ not certain, more ties than
+    fit, an infinite divergence, −inf, NaN or overflow), which queue lists, see ``flag_row``. Without LAMBDA
+    (only to measure what it costs) λ is NaN. EARLY: waits for the row in ready and marks it in done.
     """
+    open_chain(EARLY)
     row = tl.program_id(0)
     at = row.to(tl.int64)
     side = tl.cast(T, tl.int64)
-    h = held + at * n_parts * cells
-    m = moments + at * n_parts * 3 * BINS
-    k = at * n_parts
-    za, pa, la, top_a, sure_a = _side(
-        h, m, tops + k, top_cols + k, ref + at * stride_ref, V, cells, n_parts,
-        CELLS, BINS, MOMENTS, PARTS, THREADS, VEC, INNER, WIDE, TRACKED,
-    )  # fmt: skip
-    h += side * n_parts * cells
-    m += side * n_parts * 3 * BINS
-    k += side * n_parts
-    zb, pb, lb, top_b, sure_b = _side(
-        h, m, tops + k, top_cols + k, cand + at * stride_cand, V, cells, n_parts,
-        CELLS, BINS, MOMENTS, PARTS, THREADS, VEC, INNER, WIDE, TRACKED,
-    )  # fmt: skip
+    await_row(ready, row, n_parts, EARLY)
+    za = tl.zeros((), tl.float64)
+    pa, zb, pb = za, za, za
+    la = tl.zeros((), tl.float32)
+    lb = la
+    top_a = tl.zeros((), tl.int32)
+    top_b, good = top_a, top_a
+    for which in range(2):  # a loop that stays one, or both sides would live in registers together
+        slot = (which * side + at) * n_parts
+        if which == 0:  # noqa: SIM108 (pointers do not go into a select)
+            logits = ref + at * stride_ref
+        else:
+            logits = cand + at * stride_cand
+        zb, pb, lb, top_b, sure = _side(
+            held + slot * cells, moments + slot * 3 * BINS, tops + slot, top_cols + slot, logits, V, cells, n_parts,
+            CELLS, BINS, MOMENTS, PARTS, THREADS, VEC, INNER, WIDE, TRACKED, LAMBDA,
+        )  # fmt: skip
+        za = tl.where(which == 0, zb, za)
+        pa = tl.where(which == 0, pb, pa)
+        la = tl.where(which == 0, lb, la)
+        top_a = tl.where(which == 0, top_b, top_a)
+        good += sure.to(tl.int32)
     part = tl.arange(0, PARTS)
     total = totals + (at * n_parts + part) * 3
     ta = tl.sum(tl.load(total, mask=part < n_parts, other=0.0), axis=0)
@@ -226,28 +249,8 @@ def finish_kernel(
     tl.store(out_int + side + row, top_b)
     # Comparisons are false for NaN.
     sane = (kld > -1.0) & (kld < 1e6) & (tl.abs(entropy_a) < 1e6) & (tl.abs(entropy_b) < 1e6)
-    tl.store(flags + row, tl.where(sane & sure_a & sure_b, 0, 1))
-
-
-@triton.jit(do_not_specialize=["T"])
-def overlap_kernel(
-    held, ref, cand, out_int, flags, stride_ref, stride_cand, V, T, cells,
-    CELLS: tl.constexpr, BINS: tl.constexpr, THREADS: tl.constexpr, VEC: tl.constexpr, INNER: tl.constexpr,
-    WIDE: tl.constexpr, K: tl.constexpr, KC: tl.constexpr,
-):  # fmt: skip
-    """One program per row: how many columns the two top-K sets share, to out_int[2] (T,) int32.
-
-    Where ties reach over more than KC cells the row's flag is set; it is never cleared here.
-    """
-    row = tl.program_id(0)
-    at = row.to(tl.int64)
-    side = tl.cast(T, tl.int64)
-    ids = tl.arange(0, CELLS // BINS)[:, None] * BINS + tl.arange(0, BINS)[None, :]
-    v = tl.load(held + at * cells + ids, mask=ids < cells, other=0.0)
-    list_a, enough_a = _select(v, ids, ref + at * stride_ref, V, CELLS, THREADS, VEC, INNER, WIDE, K, KC)
-    v = tl.load(held + (side + at) * cells + ids, mask=ids < cells, other=0.0)
-    list_b, enough_b = _select(v, ids, cand + at * stride_cand, V, CELLS, THREADS, VEC, INNER, WIDE, K, KC)
-    shared = (list_a[:, None] == list_b[None, :]) & (list_a >= 0)[:, None]
-    tl.store(out_int + 2 * side + row, tl.sum(tl.sum(shared.to(tl.int32), axis=1), axis=0))
-    if (enough_a & enough_b) == 0:
-        tl.store(flags + row, 1)
+    tl.store(flags + row, 0)
+    if (sane & (good == 2)) == 0:
+        flag_row(flags, queue, row, T)
+    mark_row(done, row, EARLY)
+    close_chain(EARLY)

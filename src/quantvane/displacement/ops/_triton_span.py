@@ -17,7 +17,11 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-__all__ = ["LOG2E", "N_MOMENTS", "N_TOTALS", "finite_floor", "shift_kernel", "span_kernel"]
+from quantvane.displacement.ops._triton_chain import mark_row, open_chain
+
+__all__ = [
+    "LOG2E", "N_MOMENTS", "N_TOTALS", "finite_floor", "halves", "load_halves", "shift_kernel", "span_kernel",
+]  # fmt: skip
 
 LOG2E = 1.4426950216293335  # float32(log2 e): every conversion back divides by this very number
 N_MOMENTS = 3
@@ -53,22 +57,30 @@ def shift_kernel(ref, cand, observed, shifts, stride_ref, stride_cand, V, T, SAM
 
 
 @triton.jit
-def _absorb(e, most, s1, s2, s3):
+def _absorb(e, most, s1, s2, s3, LAMBDA: tl.constexpr):
     """Let e meet the running maximum: the smaller of the two joins the sums."""
-    less = tl.minimum(most, e)
-    square = less * less
-    return tl.maximum(most, e), s1 + less, s2 + square, s3 + square * less
+    if LAMBDA:
+        less = tl.minimum(most, e)
+        square = less * less
+        s1 += less
+        s2 += square
+        s3 += square * less
+    else:
+        s1 += e
+    return tl.maximum(most, e), s1, s2, s3
 
 
 @triton.jit
-def _block(a, b, ca, cb, ma, a1, a2, a3, ta, mb, b1, b2, b3, tb, su, ENTROPY: tl.constexpr):
-    """Fold one (THREADS, VEC) block of both rows into the per-lane float32 sums."""
+def _block(
+    a, b, ca, cb, ma, a1, a2, a3, ta, mb, b1, b2, b3, tb, su, ENTROPY: tl.constexpr, LAMBDA: tl.constexpr
+):  # fmt: skip
+    """Fold one (THREADS, LANES) block of both rows into the per-lane float32 sums."""
     xa = a * _LOG2E - ca
     xb = b * _LOG2E - cb
     ea = tl.exp2(xa)
     eb = tl.exp2(xb)
-    ma, a1, a2, a3 = _absorb(ea, ma, a1, a2, a3)
-    mb, b1, b2, b3 = _absorb(eb, mb, b1, b2, b3)
+    ma, a1, a2, a3 = _absorb(ea, ma, a1, a2, a3, LAMBDA)
+    mb, b1, b2, b3 = _absorb(eb, mb, b1, b2, b3, LAMBDA)
     if ENTROPY:
         ta += ea * xa
         tb += eb * xb
@@ -76,53 +88,126 @@ def _block(a, b, ca, cb, ma, a1, a2, a3, ta, mb, b1, b2, b3, tb, su, ENTROPY: tl
 
 
 @triton.jit
-def _cell(most, THREADS: tl.constexpr, VEC: tl.constexpr):
-    """A thread's largest entry, and Σ, Σ², Σ³ of the lanes' other maxima; VEC is 4 or 8."""
-    r1 = tl.zeros((THREADS,), tl.float32)
-    r2 = tl.zeros((THREADS,), tl.float32)
-    r3 = tl.zeros((THREADS,), tl.float32)
-    if VEC == 8:
-        x, y = tl.split(tl.reshape(most, (THREADS, 4, 2)))
-        less = tl.minimum(x, y)
-        r1 += tl.sum(less, axis=1)
-        r2 += tl.sum(less * less, axis=1)
-        r3 += tl.sum(less * less * less, axis=1)
+def halves(x):
+    """Every thread's even and odd columns; they stay in its registers."""
+    return tl.split(tl.reshape(x, (x.shape[0], x.shape[1] // 2, 2)))
+
+
+@triton.jit
+def load_halves(row, block, thread, THREADS: tl.constexpr, VEC: tl.constexpr, PACKED: tl.constexpr):
+    """The even and the odd columns of a whole block, (THREADS, VEC/2) float32 each.
+
+    PACKED, for bfloat16 from an even address on, loads words of two columns: one instruction unpacks each.
+    """
+    if PACKED:
+        lane = thread[:, None] * (VEC // 2) + tl.arange(0, VEC // 2)[None, :]
+        words = row.to(tl.pointer_type(tl.int32), bitcast=True) + block * (THREADS * VEC // 2) + lane
+        w = tl.load(words, eviction_policy="evict_first")
+        even = (w << 16).to(tl.float32, bitcast=True)
+        odd = (w & -65536).to(tl.float32, bitcast=True)
+    else:
+        lane = thread[:, None] * VEC + tl.arange(0, VEC)[None, :]
+        even, odd = halves(tl.load(row + block * (THREADS * VEC) + lane, eviction_policy="evict_first"))
+        even = even.to(tl.float32)
+        odd = odd.to(tl.float32)
+    return even, odd
+
+
+@triton.jit
+def _spread(x):
+    """x among zeros, in a tensor of twice as many lanes."""
+    if len(x.shape) == 1:
+        return tl.join(x, x * 0.0)
+    else:  # noqa: RET505 (decided when compiling)
+        return tl.reshape(tl.join(x, x * 0.0), (x.shape[0], 2 * x.shape[1]))
+
+
+@triton.jit
+def _cell(most, s1, s2, s3, LANES: tl.constexpr, LAMBDA: tl.constexpr):
+    """A thread's largest entry; the other lanes' join the sums. LANES is 2 or 4."""
+    if LANES == 4:
+        x, y = halves(most)
         most = tl.maximum(x, y)
-    x, y = tl.split(tl.reshape(most, (THREADS, 2, 2)))
-    less = tl.minimum(x, y)
-    r1 += tl.sum(less, axis=1)
-    r2 += tl.sum(less * less, axis=1)
-    r3 += tl.sum(less * less * less, axis=1)
-    x, y = tl.split(tl.maximum(x, y))
-    less = tl.minimum(x, y)
-    return tl.maximum(x, y), r1 + less, r2 + less * less, r3 + less * less * less
+        if LAMBDA:
+            less = tl.minimum(x, y)
+            s1 += _spread(less)
+            s2 += _spread(less * less)
+            s3 += _spread(less * less * less)
+    x, y = tl.split(most)
+    most = tl.maximum(x, y)
+    if LAMBDA:
+        less = _spread(tl.minimum(x, y))
+        if LANES == 4:
+            less = _spread(less)
+        s1 += less
+        s2 += less * less
+        s3 += less * less * less
+    return most, s1, s2, s3
 
 
 @triton.jit
-def _store_moments(out, s1, s2, s3, r1, r2, r3, THREADS: tl.constexpr, BINS: tl.constexpr):
-    """out (3, BINS): the moments of neighbouring threads' rests."""
+def _binned(x, THREADS: tl.constexpr, BINS: tl.constexpr):
+    """The sums of neighbouring threads, or of single lanes."""
+    if BINS > THREADS:
+        return tl.reshape(x, (BINS,))
+    else:  # noqa: RET505 (decided when compiling)
+        return tl.sum(tl.reshape(tl.sum(x, axis=1), (BINS, THREADS // BINS)), axis=1)
+
+
+@triton.jit
+def _store_moments(out, s1, s2, s3, THREADS: tl.constexpr, BINS: tl.constexpr):
+    """out (3, BINS): the moments of the rests."""
     bins = tl.arange(0, BINS)
-    k1 = tl.sum(s1, axis=1) + r1
-    k2 = tl.sum(s2, axis=1) + r2
-    k3 = tl.sum(s3, axis=1) + r3
-    tl.store(out + bins, tl.sum(tl.reshape(k1, (BINS, THREADS // BINS)), axis=1))
-    tl.store(out + BINS + bins, tl.sum(tl.reshape(k2, (BINS, THREADS // BINS)), axis=1))
-    tl.store(out + 2 * BINS + bins, tl.sum(tl.reshape(k3, (BINS, THREADS // BINS)), axis=1))
+    tl.store(out + bins, _binned(s1, THREADS, BINS))
+    tl.store(out + BINS + bins, _binned(s2, THREADS, BINS))
+    tl.store(out + 2 * BINS + bins, _binned(s3, THREADS, BINS))
 
 
 @triton.jit
-def _track(x, block, top, where_top):
-    """Largest logit of each lane and the first block it was seen in."""
-    better = x > top
-    return tl.where(better, x, top), tl.where(better, block, where_top)
+def _track(even, odd, block, top, seen):
+    """Every thread's largest logit and the first block it was seen in."""
+    x = tl.max(tl.maximum(even, odd), axis=1)
+    return tl.maximum(top, x), tl.where(x > top, block, seen)
+
+
+@triton.jit
+def _first_top(row, width, origin, top, seen, THREADS: tl.constexpr, VEC: tl.constexpr):
+    """(largest logit, its first column in the vocabulary); of each thread's block it is looked up again."""
+    best = tl.max(top, axis=0)
+    cols = (seen * THREADS + tl.arange(0, THREADS))[:, None] * VEC + tl.arange(0, VEC)[None, :]
+    x = tl.load(row + cols, mask=(top == best)[:, None] & (cols < width), other=float("-inf")).to(tl.float32)
+    return best, tl.min(tl.min(tl.where(x == best, origin + cols, 2147483647), axis=1), axis=0)
+
+
+@triton.jit
+def _fold(
+    a, b, ca, cb, ma, a1, a2, a3, ta, mb, b1, b2, b3, tb, su,
+    LANES: tl.constexpr, ENTROPY: tl.constexpr, LAMBDA: tl.constexpr,
+):  # fmt: skip
+    """``_block`` for (THREADS, LANES) or twice for (THREADS, 2·LANES) columns."""
+    if a.shape[1] == LANES:
+        ma, a1, a2, a3, ta, mb, b1, b2, b3, tb, su = _block(
+            a, b, ca, cb, ma, a1, a2, a3, ta, mb, b1, b2, b3, tb, su, ENTROPY, LAMBDA
+        )
+    else:
+        a0, a9 = halves(a)
+        b0, b9 = halves(b)
+        ma, a1, a2, a3, ta, mb, b1, b2, b3, tb, su = _block(
+            a0, b0, ca, cb, ma, a1, a2, a3, ta, mb, b1, b2, b3, tb, su, ENTROPY, LAMBDA
+        )
+        ma, a1, a2, a3, ta, mb, b1, b2, b3, tb, su = _block(
+            a9, b9, ca, cb, ma, a1, a2, a3, ta, mb, b1, b2, b3, tb, su, ENTROPY, LAMBDA
+        )
+    return ma, a1, a2, a3, ta, mb, b1, b2, b3, tb, su
 
 
 @triton.jit(do_not_specialize=["T", "part", "origin"])
 def span_kernel(
-    ref, cand, tokens, shifts, held, moments, totals, observed, tops, top_cols,
+    ref, cand, tokens, shifts, held, moments, totals, observed, tops, top_cols, ready,
     stride_ref, stride_cand, T, width, origin, part, n_parts, cells,
-    THREADS: tl.constexpr, VEC: tl.constexpr, INNER: tl.constexpr, UNROLL: tl.constexpr,
-    BINS: tl.constexpr, GIVEN: tl.constexpr, TRACK: tl.constexpr, ENTROPY: tl.constexpr,
+    THREADS: tl.constexpr, VEC: tl.constexpr, LANES: tl.constexpr, INNER: tl.constexpr, UNROLL: tl.constexpr,
+    BINS: tl.constexpr, PACKED: tl.constexpr, GIVEN: tl.constexpr, TRACK: tl.constexpr,
+    ENTROPY: tl.constexpr, LAMBDA: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """One program per row: ``width`` columns, which are ``origin …`` of the vocabulary and part ``part``.
 
@@ -130,10 +215,12 @@ def span_kernel(
     float32: read where GIVEN, else guessed here and written. Writes held (2, T, n_parts, cells) float32,
     moments (2, T, n_parts, 3, BINS) float32, totals (T, n_parts, 3) float64 = Σe·log₂e of either side (of
     the unnormalised exponentials) and Σ e_ref·(cand − ref), observed (2, T) float32 by the part that holds
-    the token; with TRACK also tops (2, T, n_parts) float32 and top_cols (2, T, n_parts) int32.
+    the token; with TRACK also tops (2, T, n_parts) float32 and top_cols (2, T, n_parts) int32. Without LAMBDA
+    the moments are Σe over all columns and two zeros. EARLY marks the row in ready, see ``_triton_chain``.
     """
+    open_chain(EARLY)
     row = tl.program_id(0)
-    LANES: tl.constexpr = THREADS * VEC
+    BLOCK: tl.constexpr = THREADS * VEC
     at = row.to(tl.int64)
     side = tl.cast(T, tl.int64)
     pa = ref + at * stride_ref
@@ -150,74 +237,73 @@ def span_kernel(
         ca = tl.load(shifts + row)
         cb = tl.load(shifts + side + row)
     else:
-        first = tl.arange(0, LANES)
-        sa = tl.load(pa + first, mask=first < width, other=float("-inf")).to(tl.float32)
-        sb = tl.load(pb + first, mask=first < width, other=float("-inf")).to(tl.float32)
+        first = tl.arange(0, BLOCK)
+        sa = tl.full((BLOCK,), float("-inf"), tl.float32)
+        sb = sa
+        for j in tl.static_range(UNROLL):  # the columns of the loop's first turn: they are read from memory once
+            ok = j * BLOCK + first < width
+            sa = tl.maximum(sa, tl.load(pa + j * BLOCK + first, mask=ok, other=float("-inf")).to(tl.float32))
+            sb = tl.maximum(sb, tl.load(pb + j * BLOCK + first, mask=ok, other=float("-inf")).to(tl.float32))
         ca = _on_grid(finite_floor(tl.maximum(tl.max(sa, axis=0), ay)))
         cb = _on_grid(finite_floor(tl.maximum(tl.max(sb, axis=0), by)))
         tl.store(shifts + row, ca)
         tl.store(shifts + side + row, cb)
 
     thread = tl.arange(0, THREADS)
-    lane = thread[:, None] * VEC + tl.arange(0, VEC)[None, :]
     kept_a = held + (at * n_parts + part) * cells + thread
     kept_b = kept_a + side * n_parts * cells
-    zero = tl.zeros((THREADS, VEC), tl.float32)
-    flat = tl.zeros((THREADS,), tl.float32)
+    zero = tl.zeros((THREADS, LANES), tl.float32)
     wide = tl.zeros((THREADS,), tl.float64)
     a1, a2, a3, b1, b2, b3 = zero, zero, zero, zero, zero, zero
-    ra1, ra2, ra3, rb1, rb2, rb3 = flat, flat, flat, flat, flat, flat
     sum_ta, sum_tb, sum_u = wide, wide, wide
-    top_a = zero + float("-inf")
-    top_b = zero + float("-inf")
-    seen_a = tl.zeros((THREADS, VEC), tl.int32)
-    seen_b = tl.zeros((THREADS, VEC), tl.int32)
+    top_a = tl.full((THREADS,), float("-inf"), tl.float32)
+    top_b = top_a
+    seen_a = tl.zeros((THREADS,), tl.int32)
+    seen_b = seen_a
 
-    full = width // (LANES * INNER)
-    n_blocks = (width + LANES - 1) // LANES
-    for group in range(0, full):
+    full = width // (BLOCK * INNER)
+    n_blocks = (width + BLOCK - 1) // BLOCK
+    for group in range(0, (n_blocks + INNER - 1) // INNER):
         ma, mb, ta, tb, su = zero, zero, zero, zero, zero
-        for turn in range(0, INNER // UNROLL):
-            for j in tl.static_range(UNROLL):
-                block = group * INNER + turn * UNROLL + j
-                cols = block * LANES + lane
-                a = tl.load(pa + cols, eviction_policy="evict_first").to(tl.float32)
-                b = tl.load(pb + cols, eviction_policy="evict_first").to(tl.float32)
+        if group < full:
+            for turn in range(0, INNER // UNROLL):
+                for j in tl.static_range(UNROLL):
+                    block = group * INNER + turn * UNROLL + j
+                    a0, a9 = load_halves(pa, block, thread, THREADS, VEC, PACKED)
+                    b0, b9 = load_halves(pb, block, thread, THREADS, VEC, PACKED)
+                    if TRACK:
+                        top_a, seen_a = _track(a0, a9, block, top_a, seen_a)
+                        top_b, seen_b = _track(b0, b9, block, top_b, seen_b)
+                    ma, a1, a2, a3, ta, mb, b1, b2, b3, tb, su = _fold(
+                        a0, b0, ca, cb, ma, a1, a2, a3, ta, mb, b1, b2, b3, tb, su, LANES, ENTROPY, LAMBDA
+                    )
+                    ma, a1, a2, a3, ta, mb, b1, b2, b3, tb, su = _fold(
+                        a9, b9, ca, cb, ma, a1, a2, a3, ta, mb, b1, b2, b3, tb, su, LANES, ENTROPY, LAMBDA
+                    )
+        else:
+            lane = thread[:, None] * VEC + tl.arange(0, VEC)[None, :]
+            for block in range(full * INNER, n_blocks):
+                cols = block * BLOCK + lane
+                a = tl.load(pa + cols, mask=cols < width, other=_FLOOR).to(tl.float32)
+                b = tl.load(pb + cols, mask=cols < width, other=_FLOOR).to(tl.float32)
+                a0, a9 = halves(a)
+                b0, b9 = halves(b)
                 if TRACK:
-                    top_a, seen_a = _track(a, block, top_a, seen_a)
-                    top_b, seen_b = _track(b, block, top_b, seen_b)
-                ma, a1, a2, a3, ta, mb, b1, b2, b3, tb, su = _block(
-                    a, b, ca, cb, ma, a1, a2, a3, ta, mb, b1, b2, b3, tb, su, ENTROPY
+                    top_a, seen_a = _track(a0, a9, block, top_a, seen_a)
+                    top_b, seen_b = _track(b0, b9, block, top_b, seen_b)
+                # f16 has no such floor
+                a0, a9 = halves(tl.maximum(a, _FLOOR, propagate_nan=tl.PropagateNan.ALL))
+                b0, b9 = halves(tl.maximum(b, _FLOOR, propagate_nan=tl.PropagateNan.ALL))
+                ma, a1, a2, a3, ta, mb, b1, b2, b3, tb, su = _fold(
+                    a0, b0, ca, cb, ma, a1, a2, a3, ta, mb, b1, b2, b3, tb, su, LANES, ENTROPY, LAMBDA
                 )
-        most, k1, k2, k3 = _cell(ma, THREADS, VEC)
-        ra1, ra2, ra3 = ra1 + k1, ra2 + k2, ra3 + k3
+                ma, a1, a2, a3, ta, mb, b1, b2, b3, tb, su = _fold(
+                    a9, b9, ca, cb, ma, a1, a2, a3, ta, mb, b1, b2, b3, tb, su, LANES, ENTROPY, LAMBDA
+                )
+        most, a1, a2, a3 = _cell(ma, a1, a2, a3, LANES, LAMBDA)
         tl.store(kept_a + group * THREADS, most)
-        most, k1, k2, k3 = _cell(mb, THREADS, VEC)
-        rb1, rb2, rb3 = rb1 + k1, rb2 + k2, rb3 + k3
+        most, b1, b2, b3 = _cell(mb, b1, b2, b3, LANES, LAMBDA)
         tl.store(kept_b + group * THREADS, most)
-        sum_ta += tl.sum(ta, axis=1)
-        sum_tb += tl.sum(tb, axis=1)
-        sum_u += tl.sum(su, axis=1)
-    if full * INNER < n_blocks:
-        ma, mb, ta, tb, su = zero, zero, zero, zero, zero
-        for block in range(full * INNER, n_blocks):
-            cols = block * LANES + lane
-            a = tl.load(pa + cols, mask=cols < width, other=_FLOOR).to(tl.float32)
-            b = tl.load(pb + cols, mask=cols < width, other=_FLOOR).to(tl.float32)
-            if TRACK:
-                top_a, seen_a = _track(a, block, top_a, seen_a)
-                top_b, seen_b = _track(b, block, top_b, seen_b)
-            a = tl.maximum(a, _FLOOR, propagate_nan=tl.PropagateNan.ALL)  # f16 has no such floor
-            b = tl.maximum(b, _FLOOR, propagate_nan=tl.PropagateNan.ALL)
-            ma, a1, a2, a3, ta, mb, b1, b2, b3, tb, su = _block(
-                a, b, ca, cb, ma, a1, a2, a3, ta, mb, b1, b2, b3, tb, su, ENTROPY
-            )
-        most, k1, k2, k3 = _cell(ma, THREADS, VEC)
-        ra1, ra2, ra3 = ra1 + k1, ra2 + k2, ra3 + k3
-        tl.store(kept_a + full * THREADS, most)
-        most, k1, k2, k3 = _cell(mb, THREADS, VEC)
-        rb1, rb2, rb3 = rb1 + k1, rb2 + k2, rb3 + k3
-        tl.store(kept_b + full * THREADS, most)
         sum_ta += tl.sum(ta, axis=1)
         sum_tb += tl.sum(tb, axis=1)
         sum_u += tl.sum(su, axis=1)
@@ -227,15 +313,14 @@ def span_kernel(
     tl.store(out + 1, tl.sum(sum_tb, axis=0))
     tl.store(out + 2, tl.sum(sum_u, axis=0))
     out = moments + (at * n_parts + part) * 3 * BINS
-    _store_moments(out, a1, a2, a3, ra1, ra2, ra3, THREADS, BINS)
-    _store_moments(out + side * n_parts * 3 * BINS, b1, b2, b3, rb1, rb2, rb3, THREADS, BINS)
+    _store_moments(out, a1, a2, a3, THREADS, BINS)
+    _store_moments(out + side * n_parts * 3 * BINS, b1, b2, b3, THREADS, BINS)
     if TRACK:
-        best_a = tl.max(tl.max(top_a, axis=1), axis=0)
-        best_b = tl.max(tl.max(top_b, axis=1), axis=0)
-        col_a = tl.where(top_a == best_a, origin + seen_a * LANES + lane, 2147483647)
-        col_b = tl.where(top_b == best_b, origin + seen_b * LANES + lane, 2147483647)
+        best_a, col_a = _first_top(pa, width, origin, top_a, seen_a, THREADS, VEC)
+        best_b, col_b = _first_top(pb, width, origin, top_b, seen_b, THREADS, VEC)
         slot = at * n_parts + part
         tl.store(tops + slot, best_a)
         tl.store(tops + side * n_parts + slot, best_b)
-        tl.store(top_cols + slot, tl.min(tl.min(col_a, axis=1), axis=0))
-        tl.store(top_cols + side * n_parts + slot, tl.min(tl.min(col_b, axis=1), axis=0))
+        tl.store(top_cols + slot, col_a)
+        tl.store(top_cols + side * n_parts + slot, col_b)
+    mark_row(ready, row, EARLY)

@@ -28,7 +28,7 @@ __all__ = ["Heads", "head_peer"]
 
 ROW_BLOCK = 4096
 CHUNK = 8192
-SHAPE = Shape(threads=64, vec=4, inner=16, unroll=8, bins=16)
+SHAPE = Shape(threads=128, vec=4, lanes=2, inner=16, unroll=8, bins=16)
 _REPAIR = 64  # rows whose full logits are formed at once, where the sums were not enough
 
 
@@ -95,6 +95,7 @@ def _row_block(
         torch.bmm(x[:, None, :], w[tokens][:, :, None])[:, 0, 0].float()
         for x, w in zip(h, (heads.ref, heads.cand), strict=True)
     ])  # fmt: skip
+    done = Done.allocate(n, tokens.device, False)
     a = b = work[0]
     for part in range(parts):
         low = part * width
@@ -104,8 +105,7 @@ def _row_block(
         _logits(h[1], heads.cand[low : low + w], b)
         if part == 0:
             shift_kernel[(n,)](a, b, guess, store.shifts, w, w, w, n, SAMPLE=1024, num_warps=4)
-        store.read(a, b, tokens, origin=low, part=part, given=True, entropy=False)
-    done = Done.allocate(n, tokens.device, False)
+        store.read(a, b, tokens, done.ready[0], origin=low, part=part, given=True, entropy=False)
     finish(store, done, a, b, V)
     return done
 

@@ -10,22 +10,23 @@ A row on which that is not enough (λ not certain to 1e-6, overflow, −inf or N
 ties at the top than are kept) is flagged on the device and computed again by a kernel that reads it
 many times; the host is never asked. On logits of language models that is rare.
 
-Accuracy against float64: λ relative 1e-6 (4e-6 where λ < 1e-9); the others 1e-6·max(1, |value|); equal rows
-give exactly 0. A −inf logit has probability 0; a row with NaN, +inf or no finite logit gives NaN, indices −1
-and False.
+Accuracy against float64: λ relative 1e-6 (4e-6 where λ < 1e-9); the others 1e-6·max(1, |value|); twice that where
+a row's largest logits lie far above the guessed shift, whose exponents are rounded more. Equal rows give exactly 0.
+A −inf logit has probability 0; a row with NaN, +inf or no finite logit gives NaN, indices −1 and False.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 import triton
 
 from quantvane.displacement.ops._triton_exact import exact_kernel
 from quantvane.displacement.ops._triton_finish import FINISH_FIELDS, finish_kernel
-from quantvane.displacement.ops._triton_pair import N_PAIR
-from quantvane.displacement.ops._triton_second import second_kernel
+from quantvane.displacement.ops._triton_overlap import overlap_kernel
+from quantvane.displacement.ops._triton_pair import N_PAIR, pair_kernel
 from quantvane.displacement.ops._triton_span import N_MOMENTS, N_TOTALS, span_kernel
 from quantvane.errors import DataError
 
@@ -35,40 +36,106 @@ _ENTROPIES = ("entropy_ref", "entropy_cand")
 PEER_FIELDS = (*(f for f in FINISH_FIELDS if f not in _ENTROPIES), "top1_ref", "top1_cand", "same_top1")
 MAX_TOP_K = 26
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-PAIR_SHAPE = (128, 4, 8)  # THREADS, VEC, INNER of the second read
-_PAIR_REGISTERS = 80  # a thread: the most at which the second read still keeps six programs on a multiprocessor
-_REPAIRERS = 128  # programs that look for rows to repair: one per multiprocessor, about
+_PAIR = {"THREADS": 128, "VEC": 8, "LANES": 2, "INNER": 4, "UNROLL": 4}  # how the second read walks a row
+_REPAIRERS = 128  # programs that compute rows again: one per multiprocessor, about
 _CELLS_PER_WARP = 2048
+_OVERLAP_REGISTERS = 128  # a thread: fewer spill, more leave too few programs on a multiprocessor
+_LANES = 128  # bins of a row's cells in the selection of its top entries
+
+
+@cache
+def _early(device: torch.device) -> bool:
+    """Whether the kernels of a call may overlap, see ``_triton_chain``."""
+    return (
+        device.type == "cuda"
+        and torch.version.cuda is not None
+        and torch.cuda.get_device_capability(device) >= (9, 0)
+    )
+
+
+def _chained(early: bool) -> dict[str, bool]:
+    """The options of a launch that may start before the one before it ends."""
+    return {"EARLY": True, "launch_pdl": True} if early else {"EARLY": False}
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """How a kernel walks a row: blocks of threads·vec columns, inner of them to a group of cells, unroll of
-    those in one turn of the loop; the rest's moments in bins of neighbouring threads."""
+    """How a kernel walks a row: blocks of threads·vec columns, summed in ``lanes`` accumulators a thread, inner
+    of them to a group of cells, unroll of those in one turn of the loop; the rest's moments in bins of single
+    accumulators or of neighbouring threads. Without ``lambdas`` the sums that λ_max needs are not taken and
+    it is NaN: to measure what it costs."""
 
     threads: int
     vec: int
+    lanes: int
     inner: int
     unroll: int
     bins: int
+    lambdas: bool = True
+
+    @classmethod
+    def of(cls, V: int, groups: int, most: int) -> Shape:
+        """About ``groups`` groups for a row of V columns, of at most ``most`` blocks each."""
+        if V < 4096:
+            inner = min(max(-(-V // (64 * 4 * groups)), 4), most)
+            return cls(64, 4, 2, inner, inner, 64)
+        inner = min(max(-(-V // (128 * 8 * groups)), 2), most)
+        turns = -(-inner // 10)
+        unroll = -(-inner // turns)
+        return cls(128, 8, 2, unroll * turns, unroll, 256)
 
     @classmethod
     def of_rows(cls, V: int) -> Shape:
-        """The shape for whole rows of V columns: about 16 groups."""
-        threads, vec = (128, 4) if V >= 4096 else (64, 4)
-        inner = min(max(-(-V // (threads * vec * 16)), 4), 24)
-        return cls(threads, vec, inner, inner, threads)
+        """The shape for whole rows of V columns."""
+        return cls.of(V, 16, V)
 
     @classmethod
     def of_peer(cls, V: int) -> Shape:
         """As `of_rows` where entropies are not wanted: larger cells, fewer of them."""
-        if V < 4096:
-            return cls.of_rows(V)
-        return cls(128, 4, 32 if V >= 1 << 17 else 16 if V >= 1 << 16 else 8, 8, 64)
+        return cls.of(V, 8, 24)
 
     def cells(self, width: int) -> int:
         """Cells of a row of ``width`` columns."""
         return -(-width // (self.threads * self.vec * self.inner)) * self.threads
+
+    @property
+    def wide(self) -> int:
+        """Columns of a cell, as a power of two."""
+        return int(triton.next_power_of_2(self.inner * self.vec))
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """Metrics of T rows on the device: values (12, T) float64, integers (3, T) int32, flags (T,) int32; with
+    a second read also pair (5, T) float64 and ranks (T,) int32, else empty.
+
+    Starting at zero: queue (1 + T,) int32 of the flagged rows, their number first, and ready (2, T) int32, which
+    says what of a row the first read and the finish have left.
+    """
+
+    values: torch.Tensor
+    integers: torch.Tensor
+    flags: torch.Tensor
+    pair: torch.Tensor
+    ranks: torch.Tensor
+    queue: torch.Tensor
+    ready: torch.Tensor
+
+    @classmethod
+    def allocate(cls, T: int, device: torch.device, second: bool) -> Done:
+        """Uninitialised storage but for queue and ready."""
+        n = T if second else 0
+        f64, i32 = ({"dtype": kind, "device": device} for kind in (torch.float64, torch.int32))
+        signals = torch.zeros((1 + 3 * T,), **i32)
+        return cls(
+            torch.empty((len(FINISH_FIELDS) + 2, T), **f64),
+            torch.empty((3, T), **i32),
+            torch.empty((T,), **i32),
+            torch.empty((N_PAIR, n), **f64),
+            torch.empty((n,), **i32),
+            signals[: 1 + T],
+            signals[1 + T :].view(2, T),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +180,7 @@ class Spans:
         ref: torch.Tensor,
         cand: torch.Tensor,
         tokens: torch.Tensor,
+        ready: torch.Tensor,
         *,
         origin: int = 0,
         part: int = 0,
@@ -120,41 +188,22 @@ class Spans:
         entropy: bool = True,
     ) -> None:
         """Launch the span kernel over columns ``origin …`` of the vocabulary, which are ref and cand (T, width);
-        shifts are taken as ``given`` or guessed."""
+        shifts are taken as ``given`` or guessed. ready (T,) int32 says which rows are read."""
         T, width = ref.shape
         shape = self.shape
         span_kernel[(T,)](
             ref, cand, tokens, self.shifts, self.held, self.moments, self.totals, self.observed,
-            self.tops, self.top_cols, ref.stride(0), cand.stride(0), T, width, origin, part,
+            self.tops, self.top_cols, ready, ref.stride(0), cand.stride(0), T, width, origin, part,
             self.held.shape[2], self.cells,
-            THREADS=shape.threads, VEC=shape.vec, INNER=shape.inner, UNROLL=shape.unroll, BINS=shape.bins,
-            GIVEN=given, TRACK=self.tops.numel() > 0, ENTROPY=entropy, num_warps=shape.threads // 32,
+            THREADS=shape.threads, VEC=shape.vec, LANES=shape.lanes, INNER=shape.inner, UNROLL=shape.unroll,
+            BINS=shape.bins, PACKED=_packed(ref) and _packed(cand), GIVEN=given, TRACK=self.tops.numel() > 0,
+            ENTROPY=entropy, LAMBDA=shape.lambdas, EARLY=_early(ref.device), num_warps=shape.threads // 32,
         )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Done:
-    """Metrics of T rows on the device: values (12, T) float64, integers (3, T) int32, flags (T,) int32; with
-    a second read also pair (5, T) float64 and ranks (T,) int32, else empty."""
-
-    values: torch.Tensor
-    integers: torch.Tensor
-    flags: torch.Tensor
-    pair: torch.Tensor
-    ranks: torch.Tensor
-
-    @classmethod
-    def allocate(cls, T: int, device: torch.device, second: bool) -> Done:
-        """Uninitialised storage."""
-        n = T if second else 0
-        f64, i32 = ({"dtype": kind, "device": device} for kind in (torch.float64, torch.int32))
-        return cls(
-            torch.empty((len(FINISH_FIELDS) + 2, T), **f64),
-            torch.empty((3, T), **i32),
-            torch.empty((T,), **i32),
-            torch.empty((N_PAIR, n), **f64),
-            torch.empty((n,), **i32),
-        )
+def _packed(x: torch.Tensor) -> bool:
+    """Whether every row may be read as words of two columns."""
+    return bool(x.dtype == torch.bfloat16 and x.stride(0) % 2 == 0 and x.data_ptr() % 4 == 0)
 
 
 def check(
@@ -184,50 +233,65 @@ def check(
     return ref, cand, tokens
 
 
-def finish(store: Spans, done: Done, ref: torch.Tensor, cand: torch.Tensor, V: int) -> None:
+def finish(
+    store: Spans, done: Done, ref: torch.Tensor, cand: torch.Tensor, V: int, early: bool = False
+) -> None:
     """Fill ``done`` from the first read's sums. Where the argmax was not tracked during the read, its cell is
-    read again from ref and cand (T, V)."""
+    read again from ref and cand (T, V). ``early``: right after that read, whose last rows it may wait for."""
     T, parts = store.totals.shape[:2]
     shape = store.shape
-    bins = max(128, triton.next_power_of_2(parts * shape.bins))
-    padded = max(bins, triton.next_power_of_2(parts * store.cells))
+    padded = max(_LANES, triton.next_power_of_2(parts * store.cells))
+    warps = max(1, padded // _CELLS_PER_WARP)
+    bins = min(padded, max(_LANES * warps, triton.next_power_of_2(parts * shape.bins)))
     finish_kernel[(T,)](
         store.held, store.moments, store.totals, store.shifts, store.observed, store.tops, store.top_cols,
-        ref, cand, done.values, done.integers, done.flags, ref.stride(0), cand.stride(0), V, T,
-        store.cells, parts,
+        ref, cand, done.values, done.integers, done.flags, done.queue, done.ready[0], done.ready[1],
+        ref.stride(0), cand.stride(0), V, T, store.cells, parts,
         CELLS=padded, MOMENTS=bins, PARTS=triton.next_power_of_2(parts), BINS=shape.bins,
-        THREADS=shape.threads, VEC=shape.vec, INNER=shape.inner, WIDE=triton.next_power_of_2(shape.inner * shape.vec),
-        TRACKED=store.tops.numel() > 0, num_warps=max(1, padded // _CELLS_PER_WARP),
+        THREADS=shape.threads, VEC=shape.vec, INNER=shape.inner, WIDE=shape.wide,
+        TRACKED=store.tops.numel() > 0, LAMBDA=shape.lambdas, num_warps=warps, **_chained(early),
     )  # fmt: skip
 
 
 def _kept(top_k: int) -> int:
-    return triton.next_power_of_2(top_k + 6) if top_k > 1 else 4
+    return int(triton.next_power_of_2(top_k + 6))
 
 
-def second_read(store: Spans, done: Done, ref: torch.Tensor, cand: torch.Tensor, top_k: int) -> None:
-    """Fill ``done.pair``, ``done.ranks`` and the third row of ``done.integers``, see ``second_kernel``; may set
-    ``done.flags``."""
+def second_read(done: Done, ref: torch.Tensor, cand: torch.Tensor, early: bool = False) -> None:
+    """Fill ``done.pair`` and ``done.ranks``, see ``pair_kernel``; may flag rows."""
     T, V = ref.shape
-    shape, bins = store.shape, 256
-    threads, vec, inner = PAIR_SHAPE
-    second_kernel[(T,)](
-        store.held, ref, cand, done.values[len(FINISH_FIELDS) :], done.pair, done.integers, done.ranks, done.flags,
-        ref.stride(0), cand.stride(0), V, T, store.cells,
-        CELLS=max(bins, triton.next_power_of_2(store.cells)), BINS=bins, THREADS=shape.threads, VEC=shape.vec,
-        INNER=shape.inner, WIDE=triton.next_power_of_2(shape.inner * shape.vec), K=top_k, KC=_kept(top_k),
-        PAIR_THREADS=threads, PAIR_VEC=vec, PAIR_INNER=inner, num_warps=threads // 32, maxnreg=_PAIR_REGISTERS,
+    pair_kernel[(T,)](
+        ref, cand, done.values[len(FINISH_FIELDS) :], done.integers, done.pair, done.ranks, done.flags, done.queue,
+        done.ready[1], ref.stride(0), cand.stride(0), V, T,
+        **_PAIR, PACKED=_packed(ref) and _packed(cand), num_warps=_PAIR["THREADS"] // 32, **_chained(early),
     )  # fmt: skip
 
 
-def repair(done: Done, ref: torch.Tensor, cand: torch.Tensor, tokens: torch.Tensor, top_k: int) -> None:
+def overlap(
+    store: Spans, done: Done, ref: torch.Tensor, cand: torch.Tensor, top_k: int, early: bool = False
+) -> None:
+    """Fill the third row of ``done.integers``, see ``overlap_kernel``; may flag rows."""
+    T, V = ref.shape
+    shape, kept = store.shape, _kept(top_k)
+    overlap_kernel[(T,)](
+        store.held, ref, cand, done.integers, done.flags, done.queue, done.ready[1],
+        ref.stride(0), cand.stride(0), V, T, store.cells,
+        ROWS=max(1, triton.next_power_of_2(store.cells) // _LANES), LANES=_LANES, THREADS=shape.threads,
+        VEC=shape.vec, INNER=shape.inner, WIDE=shape.wide, K=top_k, KC=kept, SLOTS=2 * kept,
+        num_warps=max(1, kept // 16), maxnreg=_OVERLAP_REGISTERS, **_chained(early),
+    )  # fmt: skip
+
+
+def repair(
+    done: Done, ref: torch.Tensor, cand: torch.Tensor, tokens: torch.Tensor, top_k: int, early: bool = False
+) -> None:
     """Compute the flagged rows again, in place."""
     T, V = ref.shape
     exact_kernel[(min(T, _REPAIRERS),)](
-        ref, cand, tokens, done.values, done.integers, done.pair, done.ranks, done.flags,
+        ref, cand, tokens, done.values, done.integers, done.pair, done.ranks, done.queue,
         ref.stride(0), cand.stride(0), V, T,
         K=top_k, KC=_kept(top_k), ALL=len(done.ranks) > 0, BLOCK=min(8192, max(64, triton.next_power_of_2(V))),
-        num_warps=16 if V > 4096 else 4,
+        num_warps=16 if V > 4096 else 4, **_chained(early),
     )  # fmt: skip
 
 
@@ -240,12 +304,13 @@ def peer_fields(values: torch.Tensor, integers: torch.Tensor, entropies: bool = 
 
 
 def first_read(
-    ref: torch.Tensor, cand: torch.Tensor, tokens: torch.Tensor, shape: Shape, entropy: bool = True
-) -> Spans:
+    ref: torch.Tensor, cand: torch.Tensor, tokens: torch.Tensor, ready: torch.Tensor, shape: Shape,
+    entropy: bool = True,
+) -> Spans:  # fmt: skip
     """The span kernel over whole rows."""
     T, V = ref.shape
     store = Spans.allocate(shape, T, 1, V, ref.device, False)
-    store.read(ref, cand, tokens, entropy=entropy)
+    store.read(ref, cand, tokens, ready, entropy=entropy)
     return store
 
 
@@ -257,18 +322,26 @@ def rows_peer(ref: torch.Tensor, cand: torch.Tensor, tokens: torch.Tensor) -> di
         tokens: (T,) observed token ids, in [0, V).
 
     Returns:
-        float64, int32 and bool tensors on the logits' device. kld is accurate to 1e-7 absolute, not relative:
+        float64, int32 and bool tensors on the logits' device. kld is accurate to 1e-6 absolute, not relative:
         for nearly equal rows it may come out below zero by that much.
 
     Raises:
         DataError: see ``check``.
     """
     ref, cand, tokens = check(ref, cand, tokens)
+    return peer_of(ref, cand, tokens, Shape.of_peer(ref.shape[1]))
+
+
+def peer_of(
+    ref: torch.Tensor, cand: torch.Tensor, tokens: torch.Tensor, shape: Shape
+) -> dict[str, torch.Tensor]:
+    """``rows_peer`` of checked arguments by one shape."""
     T, V = ref.shape
-    store = first_read(ref, cand, tokens, Shape.of_peer(V), entropy=False)
+    early = _early(ref.device)
     done = Done.allocate(T, ref.device, False)
-    finish(store, done, ref, cand, V)
-    repair(done, ref, cand, tokens, 1)
+    store = first_read(ref, cand, tokens, done.ready[0], shape, entropy=False)
+    finish(store, done, ref, cand, V, early)
+    repair(done, ref, cand, tokens, 1, early)
     return peer_fields(done.values, done.integers)
 
 
@@ -288,11 +361,13 @@ def rows_all(
     ref, cand, tokens = check(ref, cand, tokens)
     T, V = ref.shape
     k = min(top_k, V)
-    store = first_read(ref, cand, tokens, Shape.of_rows(V))
+    early = _early(ref.device)
     done = Done.allocate(T, ref.device, True)
-    finish(store, done, ref, cand, V)
-    second_read(store, done, ref, cand, k)
-    repair(done, ref, cand, tokens, k)
+    store = first_read(ref, cand, tokens, done.ready[0], Shape.of_rows(V))
+    finish(store, done, ref, cand, V, early)
+    second_read(done, ref, cand, early)
+    overlap(store, done, ref, cand, k, early)
+    repair(done, ref, cand, tokens, k, early)
     out = peer_fields(done.values, done.integers, entropies=True)
     for i, name in enumerate(("kld", "kld_rev", "jsd", "tv")):
         out[name] = done.pair[i]
