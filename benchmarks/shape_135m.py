@@ -132,7 +132,9 @@ def main() -> None:
         if not model.exists():
             write_random_model(model, Shape())
         cohort = [str(r["path"]) for r in make_cohort(str(model), TYPES, models / "cohort")]
-        result: dict[str, Any] = {"benchmark": "shape_135m", "model": "d=576, V=49152, 30 layers, random weights"}
+        # a run of one part keeps the other part of the results
+        result: dict[str, Any] = json.loads(args.out.read_text()) if args.out and args.out.exists() else {}
+        result |= {"benchmark": "shape_135m", "model": "d=576, V=49152, 30 layers, random weights"}
         if args.rounds:
             result["time"] = time_rounds([str(model), *cohort], args, work)
         if args.disk_chunks:
