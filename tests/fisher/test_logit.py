@@ -218,3 +218,10 @@ def test_torch_agrees():
 def test_import_loads_no_torch():
     code = "import sys, quantvane.fisher; sys.exit('torch' in sys.modules or 'numba' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_row_does_not_depend_on_the_rows_beside_it():
+    rng = np.random.default_rng(12)
+    rows = rng.normal(size=(40, 700)) * rng.uniform(0.1, 12, (40, 1))
+    together = lambda_max(rows)
+    np.testing.assert_array_equal(together, [float(lambda_max(row)) for row in rows])

@@ -36,6 +36,8 @@ def rise(
 ) -> FloatArray:
     """Newton from z = 1 up to the root of 1/ψ(z) = 1 − g z, never past ``ceiling``.
 
+    A row stops where it has converged, so that its value does not depend on the rows beside it.
+
     Args:
         psi: z (n,) -> ψ(z), −ψ'(z), each (n,).
         g: (n,) λ₀/x₁.
@@ -43,6 +45,7 @@ def rise(
     """
     z = np.ones_like(g)
     before = np.full_like(g, np.inf)
+    going = np.ones(g.shape, dtype=bool)
     for _ in range(_MAX_STEPS):
         value, slope = psi(z)
         # ψ = +∞ (z sits on a location) means 1/ψ = 0 and no usable slope: g alone still gives a step upwards.
@@ -51,11 +54,13 @@ def rise(
             gain = np.where(np.isfinite(value), slope * inverse * inverse, 0.0)
             step = (1.0 - g * z - inverse) / (np.where(np.isfinite(gain), gain, 0.0) + g)
         risen = np.minimum(z + np.maximum(np.nan_to_num(step, nan=0.0, posinf=0.0), 0.0), ceiling)
+        risen = np.where(going, risen, z)
         taken, z = risen - z, risen
         # Convergence is quadratic: the next step would be about taken³/before², and is spared if idle.
         with np.errstate(divide="ignore", invalid="ignore", over="ignore", under="ignore"):
             coming = np.where(np.isfinite(before), taken * (taken / before) ** 2, np.inf)
-        if bool(((taken <= _STEP_TOLERANCE * z) | (coming <= _IDLE * z)).all()):
+        going &= ~((taken <= _STEP_TOLERANCE * z) | (coming <= _IDLE * z))
+        if not bool(going.any()):
             break
         before = taken
     return z
