@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from quantvane.displacement.aggregate import aggregate
 from quantvane.displacement.ranking import compare_candidates
@@ -106,16 +103,8 @@ class Finisher:
         self._pool.shutdown(cancel_futures=True)
 
 
-def _give_back() -> None:
-    """Hand freed memory back to the system: the chart renderer is a large program in this very process."""
-    pa.default_memory_pool().release_unused()
-    with suppress(OSError, AttributeError):  # a C library without it
-        ctypes.CDLL(None).malloc_trim(0)
-
-
 def write_report(out: Path, summary: dict[str, Any]) -> list[Path]:
     """Write ``report.html``, ``report.md`` and the charts; returns their paths."""
-    _give_back()
     paths = []
     for name, data in build_report(summary).items():
         write_bytes(out / name, data)
