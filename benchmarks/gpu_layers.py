@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from quantvane.displacement.metrics import token_metrics
 from quantvane.engines.registry import open_engine
 from quantvane.run.lockstep import measure_unit, units
+from quantvane.run.measure import kernel_of
 from quantvane.run.plan import CompareSpec
 from quantvane.run.prepare import prepare
 from quantvane.spec import ModelSpec
@@ -36,19 +36,16 @@ def compared(reference: str, candidate: str, text: str, chunks: int) -> dict[str
     engines = [open_engine(spec, CONTEXT) for spec in specs]
     plan = CompareSpec(specs[0], (specs[1],), (candidate,), (text,), context=CONTEXT, chunks=chunks)
     windows = prepare(plan, engines[0]).windows
-
-    def measure(ref: Any, cand: Any, tokens: Any) -> Any:
-        return token_metrics(ref, cand, tokens, "numba")
-
-    batches = [b for unit in units(windows) for b in measure_unit(unit, engines[0], [("", engines[1])], measure)]
+    kernel = kernel_of(plan)
+    batches = [b for unit in units(windows) for b in measure_unit(unit, engines[0], [("", engines[1])], kernel)]
     kld = np.concatenate([b.column("kld").to_numpy() for b in batches])
     same = np.concatenate([b.column("same_top1").to_numpy(zero_copy_only=False) for b in batches])
     device = engines[1].info.device
     for engine in engines:
         engine.close()
     return {
-        "reference": reference_name(reference),
-        "candidate": reference_name(candidate),
+        "reference": label(reference),
+        "candidate": label(candidate),
         "device": device,
         "tokens": len(kld),
         "kld_mean": float(kld.mean()),
@@ -58,7 +55,7 @@ def compared(reference: str, candidate: str, text: str, chunks: int) -> dict[str
     }
 
 
-def reference_name(spec: str) -> str:
+def label(spec: str) -> str:
     path, _, settings = spec.partition("?")
     return f"{Path(path).stem}, {settings}"
 

@@ -14,16 +14,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from compare_vs_peer import TYPES, timed
 from random_model import Shape, write_random_model
 
 from quantvane.engines.registry import open_engine
@@ -33,7 +32,6 @@ from quantvane.run.prepare import prepare
 from quantvane.spec import ModelSpec
 from quantvane.store.manifest import package_versions
 
-TYPES = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_NL", "Q3_K_M", "Q2_K")
 CONTEXT = 512
 
 
@@ -50,16 +48,6 @@ def forward(models: list[str], text: str, chunks: int, at_once: int) -> None:
     print(rows)
 
 
-def timed(command: list[str]) -> tuple[float, float]:
-    """(wall seconds, processor seconds) of a command."""
-    before, begun = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(done.stderr[-2000:])
-    wall, after = time.monotonic() - begun, resource.getrusage(resource.RUSAGE_CHILDREN)
-    return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-
-
 def quantvane(*args: str) -> str:
     done = subprocess.run([sys.executable, "-m", "quantvane", *args], capture_output=True, text=True, check=False)
     if done.returncode:
@@ -72,10 +60,10 @@ def time_rounds(models: list[str], args: argparse.Namespace, work: Path) -> dict
     common = ["--text", args.text, "--chunks", str(args.chunks)]
     for number in range(args.rounds):
         ours = [sys.executable, "-m", "quantvane", "compare", *models, *common, "--floor-windows", "0", "--json"]
-        seconds = {"compare": timed([*ours, "--out", str(work / f"run-{number}")])}
+        seconds = {"compare": timed([[*ours, "--out", str(work / f"run-{number}")]])[:2]}
         for at_once in args.passes:
             plain = [sys.executable, __file__, *common, "--at-once", str(at_once), "--forward", *models]
-            seconds[f"forward_{at_once}"] = timed(plain)
+            seconds[f"forward_{at_once}"] = timed([plain])[:2]
         wall, cpu = seconds["compare"]
         row: dict[str, Any] = {name: [round(x, 2) for x in pair] for name, pair in seconds.items()}
         for name, (other_wall, other_cpu) in list(seconds.items())[1:]:

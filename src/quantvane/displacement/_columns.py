@@ -14,7 +14,7 @@ from quantvane.errors import DataError
 from quantvane.stats.resampling import Scale
 from quantvane.types import FloatArray, Interval
 
-__all__ = ["BlockColumns", "Columns", "Sums", "Term", "interval_of", "position_edges"]
+__all__ = ["BlockColumns", "Columns", "Sums", "Term", "column", "interval_of", "position_edges"]
 
 _BLOCK = 1 << 12  # rows held at once
 
@@ -184,6 +184,11 @@ def _number(labels: npt.NDArray[Any]) -> tuple[npt.NDArray[np.int32], int]:
         rows = slice(start, start + _BLOCK)
         owner[rows] = np.searchsorted(known, labels[rows])
     return owner, len(known)
+
+
+def column(name: str) -> Callable[[Block], FloatArray]:
+    """The function that takes one column out of a block."""
+    return lambda block: block[name]
 
 
 def interval_of(mean: float, bad: int, tokens: int) -> Interval:

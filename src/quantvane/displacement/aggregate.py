@@ -11,13 +11,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from quantvane.displacement._columns import Columns, Term, interval_of, position_edges
+from quantvane.displacement._columns import Columns, Term, column, interval_of, position_edges
 from quantvane.displacement.summary import QUANTILES, Aggregate, Bucket, KldSummary, ShareAbove
 from quantvane.stats.quantiles import quantile_intervals
 from quantvane.stats.resampling import Resampling, Scale, mapped, ratio_intervals
 from quantvane.types import FloatArray, Interval
 
 __all__ = ["CONFIDENCE_CUTS", "THRESHOLDS", "TOP_PERCENT", "aggregate"]
+
+_Buckets = list[tuple[Term, tuple[float, float]]]
 
 THRESHOLDS: tuple[float, ...] = (0.01, 0.1, 1.0)
 """Nats above which the share of tokens is reported."""
@@ -81,10 +83,11 @@ def aggregate(
     extreme = float(kld.max())
     edge, top_mean = _top_mean(kld)
     terms = [*_means(), _top_term(edge), *(_above(cut) for cut in thresholds)]
-    buckets = [*_buckets("confidence", "pmax_ref", CONFIDENCE_CUTS)] if "pmax_ref" in table else []
-    buckets += _buckets("position", "position", position_edges(table)) if "position" in table else []
+    confidence = _buckets("confidence", "pmax_ref", CONFIDENCE_CUTS) if "pmax_ref" in table else []
+    position = _buckets("position", "position", position_edges(table)) if "position" in table else []
+    terms += [term for term, _ in (*confidence, *position)]
     draws = Resampling(table.groups, seed, resamples)
-    found, counts = _estimates(table, [*terms, *(term for term, _ in buckets)], draws, level)
+    found, counts = _estimates(table, terms, draws, level)
 
     quantiles = quantile_intervals(kld, table.owner, tuple(QUANTILES.values()), draws, level)
     geomean = mapped(found["geomean"], math.exp)
@@ -100,10 +103,8 @@ def aggregate(
         infinite=infinite,
     )
 
-    def bucketed(kind: str) -> tuple[Bucket, ...]:
-        return tuple(
-            Bucket(*ends, counts[term.name], found[term.name]) for term, ends in buckets if term.name.startswith(kind)
-        )
+    def measured(buckets: _Buckets) -> tuple[Bucket, ...]:
+        return tuple(Bucket(*ends, counts[term.name], found[term.name]) for term, ends in buckets)
 
     return Aggregate(
         tokens=len(kld),
@@ -115,22 +116,19 @@ def aggregate(
         delta_p_rms=mapped(found["delta_p_rms"], math.sqrt),
         **{name: found[name] for name in _MEANS},
         share_above=tuple(ShareAbove(cut, found[f"above {cut}"]) for cut in thresholds),
-        by_confidence=bucketed("confidence"),
-        by_position=bucketed("position"),
+        by_confidence=measured(confidence),
+        by_position=measured(position),
     )
 
 
 def _means() -> Iterator[Term]:
-    def plain(column: str) -> Callable[[Mapping[str, FloatArray]], FloatArray]:
-        return lambda block: block[column]
-
-    for name, (column, scale) in _MEANS.items():
-        yield Term(name, scale, (column,), plain(column))
-    yield Term("ppl_ref", "real", ("nll_ref",), plain("nll_ref"))
-    yield Term("ppl", "real", ("nll_cand",), plain("nll_cand"))
+    for name, (field, scale) in _MEANS.items():
+        yield Term(name, scale, (field,), column(field))
+    yield Term("ppl_ref", "real", ("nll_ref",), column("nll_ref"))
+    yield Term("ppl", "real", ("nll_cand",), column("nll_cand"))
     yield Term("ln_ppl_ratio", "real", ("nll_cand", "nll_ref"), lambda block: block["nll_cand"] - block["nll_ref"])
     yield Term("delta_p_rms", "log", ("delta_p",), lambda block: block["delta_p"] ** 2)
-    yield Term("mean", "log", ("kld",), plain("kld"))
+    yield Term("mean", "log", ("kld",), column("kld"))
     yield Term("geomean", "real", ("kld",), _log_positive, lambda block: block["kld"] > 0)
 
 
@@ -154,7 +152,7 @@ def _above(cut: float) -> Term:
     return Term(f"above {cut}", "logit", ("kld",), lambda block: block["kld"] > cut)
 
 
-def _buckets(kind: str, by: str, edges: Sequence[float]) -> Iterator[tuple[Term, tuple[float, float]]]:
+def _buckets(kind: str, by: str, edges: Sequence[float]) -> _Buckets:
     """Mean kld of the tokens in each bucket of ``by``, with the bucket's ends."""
 
     def within(low: float, high: float) -> Callable[[Mapping[str, FloatArray]], npt.NDArray[np.bool_]]:
@@ -162,8 +160,10 @@ def _buckets(kind: str, by: str, edges: Sequence[float]) -> Iterator[tuple[Term,
             return lambda block: block[by] >= low
         return lambda block: (block[by] >= low) & (block[by] < high)
 
-    for low, high in pairwise(edges):
-        yield Term(f"{kind} {low}", "log", ("kld", by), lambda block: block["kld"], within(low, high)), (low, high)
+    return [
+        (Term(f"{kind} {low}", "log", ("kld", by), column("kld"), within(low, high)), (low, high))
+        for low, high in pairwise(edges)
+    ]
 
 
 def _estimates(

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special
 
-from quantvane.displacement._columns import Columns, Term, interval_of
+from quantvane.displacement._columns import Columns, Term, column, interval_of
 from quantvane.stats.multiplicity import holm
 from quantvane.stats.resampling import Resampling, ratio_intervals, ratio_standard_error
 from quantvane.types import FloatArray, Interval
@@ -89,7 +89,7 @@ def compare_candidates(
     sums: dict[str, FloatArray | None] = {}  # None where a value is infinite
     sizes = np.zeros(table.groups)
     for name in klds:  # one column at a time: ``klds`` may read them from files
-        made = table.sums([Term(name, "log", (name,), lambda block: next(iter(block.values())))])
+        made = table.sums([Term(name, "log", (name,), column(name))])
         sizes, bad = made.sizes[0], int(made.bad[0])
         sums[name] = None if bad else made.totals[0]
         means[name] = (

@@ -113,18 +113,11 @@ def write_report(out: Path, summary: dict[str, Any]) -> list[Path]:
 
 
 def _clusters(columns: TokenColumns, manifest: dict[str, Any]) -> tuple[Any, str]:
-    """Cluster number of every row: its document where there are several, else its window."""
-    several = sum(c["documents"] for c in manifest["corpora"]) > 1
-    names = ("corpus", "document") if several else ("window",)
-
-    def keys() -> Iterator[Any]:
-        for block in columns.blocks(names):
-            key = block[names[0]].astype(np.int64)
-            yield key << 32 | block["document"] if several else key
-
-    known = np.unique(np.concatenate([np.unique(key) for key in keys()]))
-    owner = np.concatenate([np.searchsorted(known, key).astype(np.int32) for key in keys()])
-    return owner, "document" if several else "window"
+    """Label of every row's cluster: its document where there are several, else its window."""
+    if sum(c["documents"] for c in manifest["corpora"]) <= 1:
+        return columns["window"], "window"
+    blocks = columns.blocks(("corpus", "document"))
+    return np.concatenate([b["corpus"].astype(np.int64) << 32 | b["document"] for b in blocks]), "document"
 
 
 def _aggregates(out: Path, name: str, manifest: dict[str, Any], spec: CompareSpec) -> dict[str, Any]:

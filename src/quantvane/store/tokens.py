@@ -137,17 +137,13 @@ class TokenColumns(Mapping[str, Any]):
     def blocks(self, names: Sequence[str]) -> Iterator[dict[str, Any]]:
         """The columns ``names`` as numpy arrays, a few thousand rows at a time."""
         start = 0
-        batches = self._file.iter_batches(_READ_ROWS, columns=list(names), use_threads=False)
-        while True:
-            try:
-                batch = next(batches, None)
-            except (OSError, pa.ArrowInvalid) as problem:
-                raise self._damaged(problem) from None
-            if batch is None:
-                return
-            rows = slice(None) if self._rows is None else self._rows[start : start + batch.num_rows]
-            start += batch.num_rows
-            yield {name: batch.column(name).to_numpy(zero_copy_only=False)[rows] for name in names}
+        try:
+            for batch in self._file.iter_batches(_READ_ROWS, columns=list(names), use_threads=False):
+                rows = slice(None) if self._rows is None else self._rows[start : start + batch.num_rows]
+                start += batch.num_rows
+                yield {name: batch.column(name).to_numpy(zero_copy_only=False)[rows] for name in names}
+        except (OSError, pa.ArrowInvalid) as problem:
+            raise self._damaged(problem) from None
 
     def __iter__(self) -> Iterator[str]:
         return iter(_NUMBERS)
