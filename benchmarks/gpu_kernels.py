@@ -199,11 +199,11 @@ def line(
     print(f"{name:90s} {ms:9.3f} ms   {ms / floor:7.3f}x   {extra}", flush=True)
 
 
-def again(a: torch.Tensor, b: torch.Tensor, y: torch.Tensor, shape: Shape) -> int:
-    """Rows that the first read by this shape leaves to be computed again."""
+def again(a: torch.Tensor, b: torch.Tensor, y: torch.Tensor, shape: Shape) -> list[int]:
+    """(rows that the first read by this shape leaves to be computed again, rows of which λ_max alone is)."""
     done = triton_rows.Done.allocate(len(y), a.device, False)
     triton_rows.finish(triton_rows.first_read(a, b, y, done.ready[0], shape), done, a, b, a.shape[1])
-    return int(done.flags.sum())
+    return [int(done.queue[0]), int(done.unsure[0])]
 
 
 def pair_lambda(
@@ -261,14 +261,17 @@ def time_rows(T: int, V: int, table: list[dict[str, Any]], bandwidth: float) -> 
         table, f"rows_peer T={T}",
         lambda i: triton_rows.peer_of(*sets[i], few), lambda i: triton_rows.peer_of(*sets[i], bare), n,
     )  # fmt: skip
-    for kind, noise in (("lm", 0.05), ("lm", 1.0), ("zipf", 0.2), ("normal", 0.2)):
-        a, b, y = logits(T, V, kind, noise, torch.bfloat16)
+    bf16, f32 = torch.bfloat16, torch.float32
+    cases = [(kind, noise, bf16) for kind, noise in (("lm", 0.05), ("lm", 1.0), ("zipf", 0.2), ("normal", 0.2))]
+    for kind, noise, dtype in [*cases, ("lm", 0.2, f32), ("normal", 0.2, f32)]:
+        a, b, y = logits(T, V, kind, noise, dtype)
         count, fewer = (again(a, b, y, kind_of) for kind_of in (shape, few))
         peer = median_ms(lambda i, a=a, b=b, y=y: triton_rows.rows_peer(a, b, y), 1)
         ms = median_ms(lambda i, a=a, b=b, y=y: triton_rows.rows_all(a, b, y), 1)
-        print(f"   {kind} noise {noise}: rows_peer computes {fewer} of {T} rows again, rows_all {count}; "
+        what = f"{kind} {noise} {str(dtype)[6:]}"
+        print(f"   {what}: rows_peer computes {fewer} of {T} rows, or their λ, again, rows_all {count}; "
               f"rows_peer {peer:.3f} ms, rows_all {ms:.3f} ms", flush=True)  # fmt: skip
-        table.append({"name": f"computed again {kind} {noise} T={T}", "rows": count, "of": T, "rows_of_peer": fewer,
+        table.append({"name": f"computed again {what} T={T}", "rows": count, "of": T, "rows_of_peer": fewer,
                       "rows_peer_ms": peer, "rows_all_ms": ms})  # fmt: skip
     if T >= 4096:
         a, b, _ = sets[0]

@@ -99,6 +99,19 @@ def test_rows_equal_the_twin(V: int, kind: str, dtype: torch.dtype) -> None:
     compare(peer, ref, cand, tokens)
 
 
+def note_declined(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """(rows computed again, rows of which λ_max alone is) of every call from now on."""
+    found: list[tuple[int, int]] = []
+    complete = triton_rows.complete
+
+    def noted(done: triton_rows.Done, *rest: object) -> None:
+        found.append((int(done.queue[0]), int(done.unsure[0])))
+        complete(done, *rest)
+
+    monkeypatch.setattr(triton_rows, "complete", noted)
+    return found
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("V", [4099, 32768])  # rows of bfloat16 that start at odd addresses, and at even ones
 def test_rows_like_a_models_are_not_computed_again(
@@ -106,13 +119,59 @@ def test_rows_like_a_models_are_not_computed_again(
 ) -> None:
     if INTERPRETED and V > 5000:
         pytest.skip("slow in the interpreter")
-    flagged = []
-    monkeypatch.setattr(triton_rows, "repair", lambda done, *_: flagged.append(done.queue[0]))
+    flagged = note_declined(monkeypatch)
     ref, cand, tokens = draw(V, "peaked")
     ref, cand, tokens = ref.to(DEVICE, dtype), cand.to(DEVICE, dtype), tokens.to(DEVICE)
     for out in (triton_rows.rows_all(ref, cand, tokens, 10), triton_rows.rows_peer(ref, cand, tokens)):
         compare(out, ref, cand, tokens, 2e-6)  # one of these peaks lies far above the guessed shift
-    assert [int(n) for n in flagged] == [0, 0]
+    assert flagged == [(0, 0), (0, 0)]
+
+
+@pytest.mark.parametrize("equal", [1, 7, 40])
+def test_ties_about_the_last_place_cost_no_other_read(equal: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More cells and columns than are ranked at once: nine clear winners, then ``equal`` for the tenth place."""
+    flagged = note_declined(monkeypatch)
+    V, n, rng = 4099, 1 if INTERPRETED else 4, np.random.default_rng(equal)
+    rows = []
+    for side in range(2):
+        x = rng.normal(0.0, 1.0, (n, V))
+        for i, row in enumerate(x):
+            where = rng.permutation(V)[: 9 + equal]
+            where[9:] = np.random.default_rng(i).permutation(V)[:equal]  # the same on both sides
+            row[where[9:]] = 6.0
+            row[where[:9]] = 7.0 + side + np.arange(9) / 4
+        rows.append(torch.tensor(x).to(DEVICE, torch.bfloat16))
+    tokens = torch.tensor(rng.integers(0, V, n)).to(DEVICE)
+    got = triton_rows.rows_all(*rows, tokens, 10)["topk_overlap"].tolist()
+    x, z = (side.double().cpu().numpy() for side in rows)
+    want = [twin_row(a, b, int(t), 10)["topk_overlap"] for a, b, t in zip(x, z, tokens.tolist(), strict=True)]
+    assert got == pytest.approx(want, abs=1e-12)
+    assert min(want) > 0  # the tenth place is shared, by whoever of the equal comes first
+    assert flagged == [(0, 0)]
+
+
+@pytest.mark.parametrize("rows", [3, 40, 130])  # many parts a row, a few, one
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_second_largest_beside_the_largest_is_read_again(
+    rows: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one cell with the largest, the second is known by its moments alone; some rows hold it twice, or a tie."""
+    if INTERPRETED and rows > 3:
+        pytest.skip("slow in the interpreter")
+    declined = note_declined(monkeypatch)
+    V, rng = 32003, np.random.default_rng(rows)
+    ref = rng.normal(0.0, 1.0, (rows, V))
+    first = rng.integers(0, 4000, rows) * 8  # eight neighbours lie in one cell
+    for i, (row, col) in enumerate(zip(ref, first, strict=True)):
+        row[col], row[col + 1], row[col + 2] = 6.0, (5.9, 5.5, 6.0)[i % 3], (0.0, 5.5)[i % 2]
+    cand = ref + rng.normal(0.0, 0.01, ref.shape)
+    tokens = torch.tensor(rng.integers(0, V, rows)).to(DEVICE)
+    a, b = torch.tensor(ref).to(DEVICE, dtype), torch.tensor(cand).to(DEVICE, dtype)
+    some = slice(rows - 3, rows)
+    for out in (triton_rows.rows_all(a, b, tokens), triton_rows.rows_peer(a, b, tokens)):
+        compare({name: value[some] for name, value in out.items()}, a[some], b[some], tokens[some])
+        assert all((out[name] > 0).all() for name in ("lambda_ref", "lambda_cand"))  # minus an estimate until then
+    assert all(full == 0 and some > 0 for full, some in declined), declined
 
 
 @pytest.mark.parametrize("kind", ["plain", "peaked", "ties", "uniform", "one-hot"])

@@ -1,4 +1,4 @@
-"""Triton: whole rows, read many times, for the rows that the fast kernels decline (one kernel).
+"""Triton: whole rows, read again, for what the fast kernels decline (one kernel).
 
 Every exponential is relative to the row's true maximum; float32 per entry and within one lane's few dozen
 entries, float64 across lanes.
@@ -11,9 +11,13 @@ import triton
 import triton.language as tl
 
 from quantvane.displacement.ops._triton_chain import await_all
+from quantvane.displacement.ops._triton_derive import derive_rows
 from quantvane.displacement.ops._triton_finish import store_fields
+from quantvane.displacement.ops._triton_sharpen import sharpen_rows
 
 __all__ = ["exact_kernel"]
+
+_DERIVED = tl.constexpr(32)  # rows at once
 
 
 @triton.jit
@@ -209,17 +213,30 @@ def _one_row(
 
 @triton.jit(do_not_specialize=["T"])
 def exact_kernel(
-    ref, cand, tokens, out, out_int, pair, ranks, queue, stride_ref, stride_cand, V, T,
-    K: tl.constexpr, KC: tl.constexpr, ALL: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr,
+    ref, cand, tokens, out, out_int, same, pair, derived, ranks, flags, queue, unsure, arrived, scratch,
+    stride_ref, stride_cand, V, T,
+    K: tl.constexpr, KC: tl.constexpr, ALL: tl.constexpr, WORDS: tl.constexpr, BLOCK: tl.constexpr,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
-    """The rows in queue (1 + T,) int32, their number first; every program takes each n-th of them.
+    """Last of a chain. The rows in queue (1 + T,) int32, their number first: every program takes each n-th of them.
+    Before them λ_max alone of the rows in unsure, see ``sharpen_rows``, and of all rows what ``derive_rows`` gives.
 
     Writes out (12, T) and out_int (3, T) as ``finish_kernel`` does, and with ALL pair (5, T) and ranks (T,)
     as ``pair_kernel`` does. A row with a NaN, a +inf or no finite logit gets NaN everywhere and indices −1.
     """
     await_all(EARLY)
+    lane = tl.arange(0, _DERIVED)
+    for start in range(tl.program_id(0) * _DERIVED, T, tl.num_programs(0) * _DERIVED):
+        row = start + lane
+        good = tl.load(flags + row, mask=row < T, other=1) == 0
+        derive_rows(row, good, out_int, pair, same, derived, T, K, ALL)
+    sharpen_rows(
+        ref, cand, out, out_int, flags, unsure, arrived, scratch, stride_ref, stride_cand, V, T, WORDS, BLOCK
+    )
     for i in range(tl.program_id(0), tl.minimum(tl.load(queue), T), tl.num_programs(0)):
+        row = tl.load(queue + 1 + i)
         _one_row(
-            ref, cand, tokens, out, out_int, pair, ranks, stride_ref, stride_cand, V, T, tl.load(queue + 1 + i),
-            K, KC, ALL, BLOCK,
-        )  # fmt: skip
+            ref, cand, tokens, out, out_int, pair, ranks, stride_ref, stride_cand, V, T, row, K, KC, ALL, BLOCK
+        )
+        tl.debug_barrier()  # what one thread stored, another reads
+        derive_rows(row + lane, lane == 0, out_int, pair, same, derived, T, K, ALL)

@@ -11,7 +11,7 @@ import triton.language as tl
 from quantvane.displacement.ops._triton_chain import await_row, close_chain, flag_row, mark_row, open_chain
 from quantvane.displacement.ops._triton_span import LOG2E
 
-__all__ = ["FINISH_FIELDS", "cell_columns", "finish_kernel", "store_fields"]
+__all__ = ["FINISH_FIELDS", "cell_columns", "finish_kernel", "reciprocal", "store_fields"]
 
 _INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET", "0") == "1")
 _LOG2E = tl.constexpr(LOG2E)
@@ -32,7 +32,7 @@ def _add3(a, b, c, x, y, z):
 
 
 @triton.jit
-def _reciprocal(x):
+def reciprocal(x):
     """To one unit in the last place; subnormal x gives infinity."""
     if _INTERPRETED:
         return 1.0 / x
@@ -43,7 +43,8 @@ def _reciprocal(x):
 
 @triton.jit
 def _lambda_max(p, p1, q1, q2, q3):
-    """(λ_max, certain) of diag(p) − ppᵀ from the cells' largest probabilities and the moments of the rest.
+    """(λ_max, whether float32 can hold it, certain) of diag(p) − ppᵀ, from the cells' largest probabilities and the
+    moments of the rest.
 
     p (rows, bins) are the cells' largest but for the row's largest p1, q1…q3 (bins,) the moments.
     Newton on 1/ψ(λ) − 1 + λ/p₁ = 0, ψ(λ) = Σ_{i≥2} p_i/(λ−p_i), from the lower bound by p₁, p₂ and the
@@ -69,10 +70,10 @@ def _lambda_max(p, p1, q1, q2, q3):
     for _ in range(4):
         inv = 1.0 / lam
         least = lam * 6e-8
-        over = _reciprocal(tl.maximum(lam - p, least))
+        over = reciprocal(tl.maximum(lam - p, least))
         q = p * over
-        low = _reciprocal(tl.maximum(lam - mean, least))
-        high = (1.0 - share) * inv + share * _reciprocal(tl.maximum(lam - most, least))
+        low = reciprocal(tl.maximum(lam - mean, least))
+        high = (1.0 - share) * inv + share * reciprocal(tl.maximum(lam - most, least))
         spread = q2 * inv * tl.maximum(high - low, 0.0)
         psi = tl.sum(q, axis=0) + q1 * inv + q2 * inv * low + 0.5 * spread
         slope = tl.sum(q * over, axis=0) + q1 * inv * inv + q2 * inv * low * (inv + low)
@@ -87,7 +88,7 @@ def _lambda_max(p, p1, q1, q2, q3):
     settled = tl.abs(step) < 3e-6 * lam
     lam = tl.where(tied, p1, lam)
     # Below 1e-20 float32 exponentials underflow.
-    return lam, (s > 1e-20) & (tied | (settled & (width < _CERTAIN) & (outgrown == 0)))
+    return lam, s > 1e-20, tied | (settled & (width < _CERTAIN) & (outgrown == 0))
 
 
 @triton.jit
@@ -131,7 +132,8 @@ def _side(
     THREADS: tl.constexpr, VEC: tl.constexpr, INNER: tl.constexpr, WIDE: tl.constexpr,
     TRACKED: tl.constexpr, LAMBDA: tl.constexpr,
 ):  # fmt: skip
-    """(Z, p_max, λ_max, argmax, sure) of one side of a row; pointers are to that side and row."""
+    """(Z, p_max, λ_max, argmax, sure) of one side of a row; pointers are to that side and row. Where the row is at hand
+    whole (not TRACKED), a λ that is not certain comes out negative: reading the row once more will mend it."""
     ids = tl.arange(0, CELLS // MOMENTS)[:, None] * MOMENTS + tl.arange(0, MOMENTS)[None, :]
     v = tl.load(held + ids, mask=ids < n_parts * cells, other=0.0)
     i = tl.arange(0, MOMENTS)
@@ -157,8 +159,12 @@ def _side(
         rest = tl.where(ids == where, 0.0, v)
         z = tl.sum(tl.sum(rest, axis=0).to(tl.float64) + r1.to(tl.float64), axis=0) + top
         inv = (1.0 / z).to(tl.float32)
-        lam, certain = _lambda_max(rest * inv, most * inv, r1 * inv, r2 * inv * inv, (r3 * inv) * (inv * inv))
-        sure = sure & certain & (tl.sum(r3, axis=0) < 1e37)
+        lam, fits, certain = _lambda_max(rest * inv, most * inv, r1 * inv, r2 * inv * inv, (r3 * inv) * (inv * inv))
+        sure = sure & fits & (tl.sum(r3, axis=0) < 1e37)
+        if TRACKED:
+            sure = sure & certain
+        else:
+            lam = tl.where(certain, lam, -lam)
     else:
         z = tl.sum(r1.to(tl.float64), axis=0)
         lam = most * float("nan")
@@ -185,7 +191,7 @@ def store_fields(out, row, T, kld, nll_a, nll_b, entropy_a, entropy_b, pa, pb, l
 
 @triton.jit(do_not_specialize=["T"])
 def finish_kernel(
-    held, moments, totals, shifts, observed, tops, top_cols, ref, cand, out, out_int, flags, queue, ready, done,
+    held, moments, totals, shifts, observed, tops, top_cols, ref, cand, out, out_int, flags, queue, unsure, ready, done,
     stride_ref, stride_cand, V, T, cells, n_parts,
     CELLS: tl.constexpr, BINS: tl.constexpr, MOMENTS: tl.constexpr, PARTS: tl.constexpr,
     THREADS: tl.constexpr, VEC: tl.constexpr, INNER: tl.constexpr, WIDE: tl.constexpr,
@@ -194,8 +200,9 @@ def finish_kernel(
     """One program per row, from what ``span_kernel`` left (n_parts per row).
 
     Writes out (12, T) float64, see ``store_fields``; out_int (3, T) int32: both argmaxes (the third is left to
-    ``overlap_kernel``); flags (T,) int32: 1 where the row must be computed again (λ not certain, more ties than
-    fit, an infinite divergence, −inf, NaN or overflow), which queue lists, see ``flag_row``. Without LAMBDA
+    ``overlap_kernel``); flags (T,) int32: 1 where the row must be computed again (more ties than fit, an infinite
+    divergence, −inf, NaN or overflow), which queue lists, see ``flag_row``. Rows of which λ alone is not certain, it
+    is then negative, are in unsure instead, laid out as queue is; if TRACKED they are flagged too. Without LAMBDA
     (only to measure what it costs) λ is NaN. EARLY: waits for the row in ready and marks it in done.
     """
     open_chain(EARLY)
@@ -252,5 +259,7 @@ def finish_kernel(
     tl.store(flags + row, 0)
     if (sane & (good == 2)) == 0:
         flag_row(flags, queue, row, T)
+    elif (la < 0) | (lb < 0):
+        tl.store(unsure + 1 + tl.atomic_add(unsure, 1), row)
     mark_row(done, row, EARLY)
     close_chain(EARLY)

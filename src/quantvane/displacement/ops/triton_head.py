@@ -147,7 +147,7 @@ def head_peer(
         for tensors in zip(*((b.values, b.integers, b.flags) for b in blocks), strict=True)
     )
     del work
-    out = peer_fields(values, integers)
+    out = peer_fields(values, integers, (integers[0] == integers[1]) & (integers[0] >= 0))
     flagged = torch.nonzero(flags).squeeze(1)
     for some in flagged.split(_REPAIR) if len(flagged) else ():
         pair = torch.empty((2, len(some), V), dtype=torch.float32, device=device)

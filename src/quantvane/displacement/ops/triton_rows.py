@@ -6,9 +6,9 @@ second read and gives every field.
 Method. Exponentials are taken relative to a fixed shift per row, guessed from the first columns and the
 observed token, and never normalised inside the loop. Of every cell of a few dozen columns the largest
 exponential is kept; three power sums of all the others give ψ(λ) = Σ_{i≥2} p_i/(λ−p_i) between two bounds.
-A row on which that is not enough (λ not certain to 1e-6, overflow, −inf or NaN, an infinite divergence, more
-ties at the top than are kept) is flagged on the device and computed again by a kernel that reads it
-many times; the host is never asked. On logits of language models that is rare.
+A row on which that is not enough (overflow, −inf or NaN, an infinite divergence, more ties at the top than are kept)
+is flagged on the device and computed again by a kernel that reads it many times; where only λ is not certain to 1e-6,
+once more. The host is never asked. On logits of language models both are rare.
 
 Accuracy against float64: λ relative 1e-6 (4e-6 where λ < 1e-9); the others 1e-6·max(1, |value|); twice that where
 a row's largest logits lie far above the guessed shift, whose exponents are rounded more. Equal rows give exactly 0.
@@ -23,6 +23,7 @@ from functools import cache
 import torch
 import triton
 
+from quantvane.displacement.ops._triton_derive import N_DERIVED
 from quantvane.displacement.ops._triton_exact import exact_kernel
 from quantvane.displacement.ops._triton_finish import FINISH_FIELDS, finish_kernel
 from quantvane.displacement.ops._triton_overlap import overlap_kernel
@@ -106,35 +107,44 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """Metrics of T rows on the device: values (12, T) float64, integers (3, T) int32, flags (T,) int32; with
-    a second read also pair (5, T) float64 and ranks (T,) int32, else empty.
+    """Metrics of T rows on the device: values (12, T) float64, integers (3, T) int32, same (T,) bool, flags (T,)
+    int32; with a second read also pair (5, T) float64, derived (3, T) float64 and ranks (T,) int32, else empty.
 
-    Starting at zero: queue (1 + T,) int32 of the flagged rows, their number first, and ready (2, T) int32, which
-    says what of a row the first read and the finish have left.
+    Starting at zero: queue (1 + T,) int32 of the flagged rows, their number first, unsure (1 + T,) int32 of those of
+    which λ_max alone is open, arrived (2, T) int32 of the parts in which it is taken again, and ready (2, T) int32,
+    which says what of a row the first read and the finish have left.
     """
 
     values: torch.Tensor
     integers: torch.Tensor
+    same: torch.Tensor
     flags: torch.Tensor
     pair: torch.Tensor
+    derived: torch.Tensor
     ranks: torch.Tensor
     queue: torch.Tensor
+    unsure: torch.Tensor
+    arrived: torch.Tensor
     ready: torch.Tensor
 
     @classmethod
     def allocate(cls, T: int, device: torch.device, second: bool) -> Done:
-        """Uninitialised storage but for queue and ready."""
+        """Uninitialised storage but for what starts at zero."""
         n = T if second else 0
         f64, i32 = ({"dtype": kind, "device": device} for kind in (torch.float64, torch.int32))
-        signals = torch.zeros((1 + 3 * T,), **i32)
+        signals = torch.zeros((2 + 6 * T,), **i32)
         return cls(
             torch.empty((len(FINISH_FIELDS) + 2, T), **f64),
             torch.empty((3, T), **i32),
+            torch.empty((T,), dtype=torch.bool, device=device),
             torch.empty((T,), **i32),
             torch.empty((N_PAIR, n), **f64),
+            torch.empty((N_DERIVED, n), **f64),
             torch.empty((n,), **i32),
             signals[: 1 + T],
-            signals[1 + T :].view(2, T),
+            signals[1 + T : 2 + 2 * T],
+            signals[2 + 2 * T : 2 + 4 * T].view(2, T),
+            signals[2 + 4 * T :].view(2, T),
         )
 
 
@@ -245,8 +255,8 @@ def finish(
     bins = min(padded, max(_LANES * warps, triton.next_power_of_2(parts * shape.bins)))
     finish_kernel[(T,)](
         store.held, store.moments, store.totals, store.shifts, store.observed, store.tops, store.top_cols,
-        ref, cand, done.values, done.integers, done.flags, done.queue, done.ready[0], done.ready[1],
-        ref.stride(0), cand.stride(0), V, T, store.cells, parts,
+        ref, cand, done.values, done.integers, done.flags, done.queue, done.unsure,
+        done.ready[0], done.ready[1], ref.stride(0), cand.stride(0), V, T, store.cells, parts,
         CELLS=padded, MOMENTS=bins, PARTS=triton.next_power_of_2(parts), BINS=shape.bins,
         THREADS=shape.threads, VEC=shape.vec, INNER=shape.inner, WIDE=shape.wide,
         TRACKED=store.tops.numel() > 0, LAMBDA=shape.lambdas, num_warps=warps, **_chained(early),
@@ -282,25 +292,26 @@ def overlap(
     )  # fmt: skip
 
 
-def repair(
-    done: Done, ref: torch.Tensor, cand: torch.Tensor, tokens: torch.Tensor, top_k: int, early: bool = False
+def complete(
+    done: Done, store: Spans, ref: torch.Tensor, cand: torch.Tensor, tokens: torch.Tensor, top_k: int
 ) -> None:
-    """Compute the flagged rows again, in place."""
+    """Compute the declined rows again, in place, and ``same`` and ``derived`` of all. Overwrites the moments in
+    ``store``, which nobody needs any more."""
     T, V = ref.shape
     exact_kernel[(min(T, _REPAIRERS),)](
-        ref, cand, tokens, done.values, done.integers, done.pair, done.ranks, done.queue,
+        ref, cand, tokens, done.values, done.integers, done.same, done.pair, done.derived,
+        done.ranks, done.flags, done.queue, done.unsure, done.arrived, store.moments,
         ref.stride(0), cand.stride(0), V, T,
-        K=top_k, KC=_kept(top_k), ALL=len(done.ranks) > 0, BLOCK=min(8192, max(64, triton.next_power_of_2(V))),
-        num_warps=16 if V > 4096 else 4, **_chained(early),
+        K=top_k, KC=_kept(top_k), ALL=len(done.ranks) > 0, WORDS=N_MOMENTS * store.shape.bins,
+        BLOCK=min(8192, max(64, triton.next_power_of_2(V))), num_warps=16 if V > 4096 else 4,
+        **_chained(_early(ref.device)),
     )  # fmt: skip
 
 
-def peer_fields(values: torch.Tensor, integers: torch.Tensor, entropies: bool = False) -> dict[str, torch.Tensor]:
-    """Named views of the finish kernel's output; `PEER_FIELDS`, and the entropies where they were summed."""
-    out = {name: values[i] for i, name in enumerate(FINISH_FIELDS) if entropies or name not in _ENTROPIES}
-    out["top1_ref"], out["top1_cand"] = integers[0], integers[1]
-    out["same_top1"] = (integers[0] == integers[1]) & (integers[0] >= 0)
-    return out
+def peer_fields(values: torch.Tensor, integers: torch.Tensor, same: torch.Tensor) -> dict[str, torch.Tensor]:
+    """`PEER_FIELDS` by name."""
+    out = {name: values[i] for i, name in enumerate(FINISH_FIELDS) if name not in _ENTROPIES}
+    return {**out, "top1_ref": integers[0], "top1_cand": integers[1], "same_top1": same}
 
 
 def first_read(
@@ -341,8 +352,8 @@ def peer_of(
     done = Done.allocate(T, ref.device, False)
     store = first_read(ref, cand, tokens, done.ready[0], shape, entropy=False)
     finish(store, done, ref, cand, V, early)
-    repair(done, ref, cand, tokens, 1, early)
-    return peer_fields(done.values, done.integers)
+    complete(done, store, ref, cand, tokens, 1)
+    return peer_fields(done.values, done.integers, done.same)
 
 
 def rows_all(
@@ -367,12 +378,11 @@ def rows_all(
     finish(store, done, ref, cand, V, early)
     second_read(done, ref, cand, early)
     overlap(store, done, ref, cand, k, early)
-    repair(done, ref, cand, tokens, k, early)
-    out = peer_fields(done.values, done.integers, entropies=True)
+    complete(done, store, ref, cand, tokens, k)
+    out = peer_fields(done.values, done.integers, done.same)
+    out.update((name, done.values[FINISH_FIELDS.index(name)]) for name in _ENTROPIES)
     for i, name in enumerate(("kld", "kld_rev", "jsd", "tv")):
         out[name] = done.pair[i]
-    out["hellinger"] = done.pair[4].sqrt()
-    out["fisher_rao"] = 4.0 * torch.asin((0.5 * done.pair[4]).sqrt())
-    out["topk_overlap"] = torch.where(done.integers[0] >= 0, done.integers[2].double() / k, torch.nan)
+    out["hellinger"], out["fisher_rao"], out["topk_overlap"] = done.derived
     out["rank_in_cand"] = done.ranks
     return out
