@@ -322,13 +322,23 @@ def test_blocks_give_what_whole_columns_give():
     columns, clusters = table()
     whole, blocks = aggregate(columns, clusters), aggregate(InBlocks(columns), clusters)
     assert blocks.kld.p99 == whole.kld.p99
-    assert blocks.kld.top5_mean.value == whole.kld.top5_mean.value
+    assert blocks.kld.top5_mean.value == pytest.approx(whole.kld.top5_mean.value, rel=1e-14)
     for name in ("delta_p_mean", "tv_mean", "ppl", "ln_ppl_ratio", "delta_p_rms"):
         a, b = getattr(blocks, name), getattr(whole, name)
         assert a.value == pytest.approx(b.value, rel=1e-12), name
         assert a.low == pytest.approx(b.low, rel=1e-9), name
     assert [b.tokens for b in blocks.by_confidence] == [b.tokens for b in whole.by_confidence]
     assert [b.low for b in blocks.by_position] == [b.low for b in whole.by_position]
+
+
+def test_clusters_may_be_named_by_columns():
+    columns, clusters = table()
+    named = InBlocks({**columns, "corpus": clusters // 9, "document": clusters % 9})
+    found = aggregate(named, ("corpus", "document"), resamples=100)
+    assert found == aggregate(InBlocks(columns), clusters, resamples=100)
+    assert aggregate(InBlocks({**columns, "window": clusters}), ("window",), resamples=100) == found
+    with pytest.raises(DataError, match="no tokens"):
+        aggregate(InBlocks({"kld": np.empty(0), "window": np.empty(0, int)}), ("window",))
 
 
 @pytest.mark.parametrize("name", ["kld", "tv"])

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from importlib.resources import files
+from unittest import mock
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -39,7 +40,7 @@ FAST = {"floor_windows": 2, "resamples": 200, "backend": "numpy"}
 def _no_report():
     """Charts are drawn elsewhere; here they would take most of the time."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("quantvane.run.finish.build_report", lambda summary: {})
+        patch.setattr("quantvane.run.drawing.Drawer", mock.Mock())
         yield
 
 

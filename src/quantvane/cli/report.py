@@ -18,7 +18,7 @@ __all__ = ["command"]
 def command(run: str, as_json: bool) -> None:
     """Rebuild summary, charts and report of a finished RUN directory; no model is loaded."""
     from quantvane.run.compare import open_run  # here, so that --help loads no numerics
-    from quantvane.run.finish import write_report
+    from quantvane.run.drawing import write_report
     from quantvane.store.atomic import read_json
 
     if read_json(Path(run) / "manifest.json").get("command") == "fisher":
@@ -30,5 +30,5 @@ def command(run: str, as_json: bool) -> None:
         print_fisher(found, as_json)
         return
     result = open_run(Path(run))
-    write_report(result.out, result.summary)
+    write_report(result.out)
     print_comparison(result, as_json)

@@ -11,14 +11,16 @@ import numpy as np
 import numpy.typing as npt
 
 from quantvane.errors import DataError
+from quantvane.stats.ranked import BlockSample
 from quantvane.stats.resampling import Scale
 from quantvane.types import FloatArray, Interval
 
-__all__ = ["BlockColumns", "Columns", "Sums", "Term", "column", "interval_of", "position_edges"]
+__all__ = ["BlockColumns", "Clusters", "Columns", "Sums", "Term", "column", "interval_of", "position_edges"]
 
 _BLOCK = 1 << 12  # rows held at once
 
 Block = Mapping[str, FloatArray]
+Clusters = npt.NDArray[Any] | Sequence[str]
 
 
 @runtime_checkable
@@ -64,27 +66,51 @@ class Sums:
 class Columns:
     """Token columns of equal length, with the cluster of every token.
 
+    Args:
+        columns: arrays (T,) by name, or a table that is read in blocks.
+        clusters: (T,) labels; or, for such a table, the names of its whole-numbered columns that together name the
+            cluster, so that nothing of length T is held.
+
     Attributes:
-        owner: (T,) cluster numbers 0 … G−1, labels in sorted order. groups: G.
+        groups: number of clusters G; they are numbered 0 … G−1 in the order of their labels. tokens: T.
     """
 
-    def __init__(self, columns: Mapping[str, npt.NDArray[Any]], clusters: npt.NDArray[Any]) -> None:
-        labels = np.asarray(clusters)
-        if labels.ndim != 1 or labels.size == 0:
-            raise DataError(
-                "there are no tokens to aggregate",
-                expected="one cluster label per token, at least one token",
-                got=f"clusters of shape {labels.shape}",
-                remedy="check that the text is longer than one window",
-            )
+    def __init__(self, columns: Mapping[str, npt.NDArray[Any]], clusters: Clusters) -> None:
         self._columns = columns
-        self.owner, self.groups = _number(labels)
+        self._owner: npt.NDArray[np.int32] | None = None
+        self._names: tuple[str, ...] = ()
+        if isinstance(clusters, np.ndarray):
+            if clusters.ndim != 1 or clusters.size == 0:
+                raise _no_tokens(f"clusters of shape {clusters.shape}")
+            self._owner, self.groups = _number(clusters)
+            self.tokens = len(clusters)
+            return
+        self._names = tuple(clusters)
+        self._known, self.tokens = self._labels()
+        self.groups = len(self._known)
+
+    def _labels(self) -> tuple[npt.NDArray[Any], int]:
+        """(sorted labels, T) of a table whose columns name the clusters."""
+        known, tokens = np.empty(0, np.int64), 0
+        for raw in self._raw(self._names):
+            labels = self._label(raw)
+            known, tokens = np.union1d(known, labels), tokens + len(labels)
+        if not tokens:
+            raise _no_tokens("a table without rows")
+        return known, tokens
+
+    def _label(self, raw: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[np.int64]:
+        label = np.zeros(len(raw[self._names[0]]), np.int64)
+        for name in self._names:
+            label = label << 32 | raw[name].astype(np.int64)
+        return label
 
     def __contains__(self, name: str) -> bool:
         return name in self._columns
 
-    def blocks(self, names: Sequence[str]) -> Iterator[tuple[slice, dict[str, FloatArray]]]:
-        """(rows, columns as float64) of consecutive blocks. DataError for a missing column, another length or NaN."""
+    def blocks(self, names: Sequence[str]) -> Iterator[tuple[npt.NDArray[np.int32], dict[str, FloatArray]]]:
+        """(clusters, columns as float64) of consecutive blocks. DataError for a missing column, another length or NaN.
+        """
         for name in names:
             if name not in self:
                 raise DataError(
@@ -95,16 +121,16 @@ class Columns:
                 )
         start = 0
         nans = dict.fromkeys(names, 0)
-        for raw in self._raw(names):
+        for raw in self._raw((*names, *self._names)):
             block = {name: np.asarray(raw[name], dtype=np.float64) for name in names}
             rows = slice(start, start + len(next(iter(block.values()))))
             start = rows.stop
-            if rows.stop > len(self.owner):
+            if start > self.tokens:
                 break
             for name, values in block.items():
                 nans[name] += int(np.count_nonzero(np.isnan(values)))
-            yield rows, block
-        if start != len(self.owner):
+            yield self._owners(raw, rows), block
+        if start != self.tokens:
             raise self._misfit(names[0], (start,))
         for name, count in nans.items():
             if count:
@@ -115,31 +141,33 @@ class Columns:
                     remedy="measure those tokens again; a NaN is never averaged away",
                 )
 
+    def _owners(self, raw: Mapping[str, npt.NDArray[Any]], rows: slice) -> npt.NDArray[np.int32]:
+        if self._owner is not None:
+            return self._owner[rows]
+        return np.searchsorted(self._known, self._label(raw)).astype(np.int32)
+
     def _raw(self, names: Sequence[str]) -> Iterator[Mapping[str, npt.NDArray[Any]]]:
         if isinstance(self._columns, BlockColumns):
             yield from self._columns.blocks(names)
             return
         whole = {name: np.asarray(self._columns[name]) for name in names}
         for name, values in whole.items():
-            if values.shape != self.owner.shape:
+            if values.shape != (self.tokens,):
                 raise self._misfit(name, values.shape)
-        for start in range(0, len(self.owner), _BLOCK):
+        for start in range(0, self.tokens, _BLOCK):
             yield {name: values[start : start + _BLOCK] for name, values in whole.items()}
 
     def _misfit(self, name: str, shape: tuple[int, ...]) -> DataError:
         return DataError(
             f"column '{name}' does not fit the cluster labels",
-            expected=f"shape {self.owner.shape}",
+            expected=f"shape {(self.tokens,)}",
             got=f"shape {shape}",
             remedy="pass one value and one label per scored token",
         )
 
-    def whole(self, name: str) -> FloatArray:
-        """One column, (T,) float64; errors as `blocks`."""
-        out = np.empty(len(self.owner))
-        for rows, block in self.blocks((name,)):
-            out[rows] = block[name]
-        return out
+    def sample(self, name: str) -> BlockSample:
+        """One column's order; errors as `blocks`."""
+        return BlockSample(lambda: ((owner, block[name]) for owner, block in self.blocks((name,))), self.groups)
 
     def sums(self, terms: Sequence[Term]) -> Sums:
         """All terms in one pass over the columns they need; errors as `blocks`."""
@@ -149,11 +177,19 @@ class Columns:
         if not names:
             return out
         with np.errstate(invalid="ignore"):  # ∞ − ∞: counted in ``bad``
-            for rows, block in self.blocks(names):
-                owner = self.owner[rows]
+            for owner, block in self.blocks(names):
                 for k, term in enumerate(terms):
                     _add(out, k, term, block, owner)
         return out
+
+
+def _no_tokens(got: str) -> DataError:
+    return DataError(
+        "there are no tokens to aggregate",
+        expected="one cluster label per token, at least one token",
+        got=got,
+        remedy="check that the text is longer than one window",
+    )
 
 
 def _add(out: Sums, k: int, term: Term, block: Block, owner: npt.NDArray[np.int32]) -> None:

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from quantvane.displacement._columns import Columns, Term, column, interval_of, position_edges
+from quantvane.displacement._columns import Clusters, Columns, Term, column, interval_of, position_edges
 from quantvane.displacement.summary import QUANTILES, Aggregate, Bucket, KldSummary, ShareAbove
-from quantvane.stats.quantiles import quantile_intervals
+from quantvane.stats.quantiles import block_quantiles
+from quantvane.stats.ranked import BlockSample
 from quantvane.stats.resampling import Resampling, Scale, mapped, ratio_intervals
 from quantvane.types import FloatArray, Interval
 
@@ -50,7 +51,7 @@ _MEANS: dict[str, tuple[str, Scale]] = {
 
 def aggregate(
     columns: Mapping[str, npt.NDArray[Any]],
-    clusters: npt.NDArray[Any],
+    clusters: Clusters,
     *,
     seed: int = 0,
     resamples: int = 2000,
@@ -62,7 +63,8 @@ def aggregate(
     Args:
         columns: (T,) arrays under the names of `quantvane.types.TOKEN_FIELDS` and ``position`` (in the
             window). ``kld`` is required; what is absent gives NaN with a reason (buckets: an empty list).
-        clusters: (T,) labels of the unit to resample: document, or window where there is one document.
+        clusters: (T,) labels of the unit to resample: document, or window where there is one document; where the
+            columns are read in blocks also the names of those that hold the labels.
         seed, resamples: of the cluster bootstrap; candidates measured on the same positions share their
             resamples.
         level: nominal coverage of every interval.
@@ -72,34 +74,32 @@ def aggregate(
         DataError: kld missing, no tokens, columns of unequal length, NaN in a column.
 
     Infinite values are legal in kld, kld_rev and the nll: the mean is then infinite (null with a reason in
-    JSON), quantiles below the infinite share are unaffected. Cost: O(T·resamples) compiled and threaded for
-    the quantiles. Columns that are read in blocks (`store.tokens.TokenColumns`) are summed in blocks; only kld is
-    held whole, about 32 bytes a token while it is sorted.
+    JSON), quantiles below the infinite share are unaffected. Cost: O(T) compiled and threaded per resample for the
+    quantiles of short columns, of long ones less (`stats.ranked`). Columns that are read in blocks
+    (`store.tokens.TokenColumns`) are held in blocks only, if their clusters are named.
     """
     table = Columns(columns, clusters)
-    kld = table.whole("kld")
-    positive = int(np.count_nonzero(kld > 0))
-    infinite = int(np.count_nonzero(np.isinf(kld)))
-    extreme = float(kld.max())
-    edge, top_mean = _top_mean(kld)
+    kld = table.sample("kld")
+    top = -(-kld.size * TOP_PERCENT // 100)  # whole numbers only, so that rounding cannot add one
+    edge = kld.nth_largest(top)
     terms = [*_means(), _top_term(edge), *(_above(cut) for cut in thresholds)]
     confidence = _buckets("confidence", "pmax_ref", CONFIDENCE_CUTS) if "pmax_ref" in table else []
     position = _buckets("position", "position", position_edges(table)) if "position" in table else []
     terms += [term for term, _ in (*confidence, *position)]
     draws = Resampling(table.groups, seed, resamples)
-    found, counts = _estimates(table, terms, draws, level)
+    found, counts, infinite = _estimates(table, terms, draws, level)
 
-    quantiles = quantile_intervals(kld, table.owner, tuple(QUANTILES.values()), draws, level)
+    quantiles = block_quantiles(kld, tuple(QUANTILES.values()), draws, level)
     geomean = mapped(found["geomean"], math.exp)
-    if not positive:
+    if not counts["geomean"]:
         geomean = replace(geomean, reason="no positive value")
     summary = KldSummary(
         mean=found["mean"],
         **dict(zip(QUANTILES, quantiles, strict=True)),
-        max=Interval(extreme, reason="sample extreme" if infinite == 0 else f"infinite at {infinite} tokens"),
-        top5_mean=_around(found["top5_mean"], top_mean),
+        max=Interval(kld.largest, reason="sample extreme" if infinite == 0 else f"infinite at {infinite} tokens"),
+        top5_mean=_around(found["top5_mean"], _top_mean(kld, edge, top)),
         geomean=geomean,
-        excluded_share=1 - positive / len(kld),
+        excluded_share=1 - counts["geomean"] / kld.size,
         infinite=infinite,
     )
 
@@ -107,7 +107,7 @@ def aggregate(
         return tuple(Bucket(*ends, counts[term.name], found[term.name]) for term, ends in buckets)
 
     return Aggregate(
-        tokens=len(kld),
+        tokens=kld.size,
         clusters=table.groups,
         kld=summary,
         ppl=mapped(found["ppl"], _exp),
@@ -168,8 +168,8 @@ def _buckets(kind: str, by: str, edges: Sequence[float]) -> _Buckets:
 
 def _estimates(
     table: Columns, terms: Sequence[Term], draws: Resampling, level: float
-) -> tuple[dict[str, Interval], dict[str, int]]:
-    """(interval, tokens) of each term by name; all finite ones are resampled together."""
+) -> tuple[dict[str, Interval], dict[str, int], int]:
+    """(interval and tokens of each term by name; tokens of infinite kld); all finite terms are resampled together."""
     there = [term for term in terms if all(name in table for name in term.needs)]
     sums = table.sums(there)
     out = {term.name: Interval(math.nan, reason="column not recorded", level=level) for term in terms}
@@ -180,15 +180,14 @@ def _estimates(
     scales = [there[k].scale for k in finite]
     made = ratio_intervals(sums.totals[finite], sums.sizes[finite], scales, draws, level)
     out.update(zip((there[k].name for k in finite), made, strict=True))
-    return out, {term.name: int(tokens) for term, tokens in zip(there, sums.tokens, strict=True)}
+    infinite = next(int(bad) for term, bad in zip(there, sums.bad, strict=True) if term.name == "mean")
+    return out, {term.name: int(tokens) for term, tokens in zip(there, sums.tokens, strict=True)}, infinite
 
 
-def _top_mean(kld: FloatArray) -> tuple[float, float]:
-    """(smallest of the ⌈n·5/100⌉ largest values, their mean)."""
-    # whole numbers only, so that rounding cannot add one
-    count = -(-len(kld) * TOP_PERCENT // 100)
-    top = np.partition(kld, len(kld) - count)[len(kld) - count :]
-    return float(top.min()), float(np.mean(top))
+def _top_mean(kld: BlockSample, edge: float, count: int) -> float:
+    """Mean of the ``count`` largest values, of which ``edge`` is the smallest."""
+    above, total = kld.above(edge)
+    return total / count if above == count else (total + (count - above) * edge) / count
 
 
 def _around(linear: Interval, value: float) -> Interval:

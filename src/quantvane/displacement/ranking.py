@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special
 
-from quantvane.displacement._columns import Columns, Term, column, interval_of
+from quantvane.displacement._columns import Clusters, Columns, Term, column, interval_of
+from quantvane.errors import DataError
 from quantvane.stats.multiplicity import holm
 from quantvane.stats.resampling import Resampling, ratio_intervals, ratio_standard_error
 from quantvane.types import FloatArray, Interval
@@ -53,8 +54,8 @@ class Rank:
 
 
 def compare_candidates(
-    klds: Mapping[str, npt.NDArray[Any]],
-    clusters: npt.NDArray[Any],
+    klds: Mapping[str, npt.NDArray[Any] | Mapping[str, npt.NDArray[Any]]],
+    clusters: Clusters,
     floor: float | None = None,
     *,
     seed: int = 0,
@@ -70,8 +71,8 @@ def compare_candidates(
     behind every finite one and tied with other infinite ones.
 
     Args:
-        klds: name → (T,) per-token kld (nats), same positions for all.
-        clusters: (T,) labels of documents or windows.
+        klds: name → (T,) per-token kld (nats), or the columns of a table that has it; same positions for all.
+        clusters: labels of documents or windows as in `aggregate`.
         floor: noise floor in nats of mean kld; None or NaN where unknown, then only the interval decides.
         seed, resamples, level: as in `aggregate`.
 
@@ -83,13 +84,22 @@ def compare_candidates(
 
     Sources: Holm (1979), Scand. J. Statist. 6, 65–70.
     """
-    table = Columns(klds, clusters)
-    draws = Resampling(table.groups, seed, resamples)
     means: dict[str, Interval] = {}
     sums: dict[str, FloatArray | None] = {}  # None where a value is infinite
-    sizes = np.zeros(table.groups)
-    for name in klds:  # one column at a time: ``klds`` may read them from files
-        made = table.sums([Term(name, "log", (name,), column(name))])
+    sizes = np.empty(0)
+    draws = Resampling(1, seed, resamples)
+    for name, kld in klds.items():
+        field, columns = (name, {name: kld}) if isinstance(kld, np.ndarray) else ("kld", kld)
+        table = Columns(columns, clusters)
+        draws = Resampling(table.groups, seed, resamples)
+        made = table.sums([Term(name, "log", (field,), column(field))])
+        if sums and not np.array_equal(sizes, made.sizes[0]):
+            raise DataError(
+                f"'{name}' was not measured on the positions of the others",
+                expected=f"{sizes.sum():.0f} tokens in {len(sizes)} clusters",
+                got=f"{made.sizes.sum():.0f} tokens in {table.groups} clusters",
+                remedy="compare candidates of one run",
+            )
         sizes, bad = made.sizes[0], int(made.bad[0])
         sums[name] = None if bad else made.totals[0]
         means[name] = (

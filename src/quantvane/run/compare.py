@@ -83,19 +83,19 @@ def run_compare(spec: CompareSpec, out: Path, on_event: OnEvent = lambda event: 
         _check_readable(text)
     make_directory(out)
     jobs = _plan(out, spec)
-    finishing = _Finishing(out, spec, jobs, on_event)
-    if not is_complete(out):
-        request = {
-            "task": "measure", "spec": spec.to_dict(), "jobs": [job.to_dict() for job in jobs], "out": str(out),
-        }  # fmt: skip
-        try:
-            run_worker(request, finishing.on_event)
-        except QuantvaneError:
-            finishing.abandon()
-            _discard_if_empty(out, jobs)
-            raise
-    on_event({"event": "summarizing"})
-    return Comparison(out, finishing.result())
+    with _Finishing(out, spec, jobs, on_event) as finishing:
+        if not is_complete(out):
+            request = {
+                "task": "measure", "spec": spec.to_dict(), "jobs": [job.to_dict() for job in jobs], "out": str(out),
+            }  # fmt: skip
+            try:
+                run_worker(request, finishing.on_event)
+            except QuantvaneError:
+                finishing.close()
+                _discard_if_empty(out, jobs)
+                raise
+        on_event({"event": "summarizing"})
+        return Comparison(out, finishing.result())
 
 
 class _Finishing:
@@ -109,10 +109,12 @@ class _Finishing:
         self._arguments = out, spec, jobs
         self._pass_on = on_event
         self._finisher: Any = None
+        self._drawer: Any = None
         self._warm_up = Thread(target=_warm_up, daemon=True)
 
     def on_event(self, event: dict[str, Any]) -> None:
-        if event["event"] == "loading" and self._warm_up.ident is None:
+        if event["event"] == "loading" and self._drawer is None:
+            self._get_drawer()
             self._warm_up.start()
         elif event["event"] == "measured":
             self._get().measured(event["journal"])
@@ -128,23 +130,39 @@ class _Finishing:
             self._finisher = Finisher(*self._arguments)
         return self._finisher
 
-    def abandon(self) -> None:
-        if self._finisher is not None:
-            self._finisher.close()
+    def _get_drawer(self) -> Any:
+        if self._drawer is None:
+            from quantvane.run.drawing import Drawer
+
+            self._drawer = Drawer()
+        return self._drawer
 
     def result(self) -> dict[str, Any]:
+        """The summary; it, the tables and the report are written."""
+        drawer = self._get_drawer()
         made: dict[str, Any] = self._get().finish()
+        drawer.draw(self._arguments[0])
         return made
+
+    def close(self) -> None:
+        """Wait for what runs, start nothing more, and end the child that draws."""
+        for part in (self._finisher, self._drawer):
+            if part is not None:
+                part.close()
+
+    def __enter__(self) -> _Finishing:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 def _warm_up() -> None:
-    """Load what comes after the measurement while the worker loads its models; it needs one processor only."""
+    """Load compiled code that the summary needs while the worker loads its models; it needs one processor only."""
     with suppress(Exception):  # what is wrong here will be said where it is needed
         from quantvane.displacement.aggregate import aggregate
-        from quantvane.report import warm_up
 
-        warm_up()
-        aggregate({"kld": np.arange(64.0)}, np.arange(64) // 4, resamples=200)  # loads compiled code
+        aggregate({"kld": np.arange(64.0)}, np.arange(64) // 4, resamples=200)
 
 
 def _check_readable(text: str) -> None:

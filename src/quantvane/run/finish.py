@@ -1,4 +1,4 @@
-"""From journals to tables, from tables to the summary and the report. No model is needed here."""
+"""From journals to tables, from tables to the summary. No model is needed here."""
 
 from __future__ import annotations
 
@@ -13,15 +13,14 @@ import numpy as np
 from quantvane.displacement.aggregate import aggregate
 from quantvane.displacement.ranking import compare_candidates
 from quantvane.errors import OutputError, ProtocolMismatchError
-from quantvane.report import build_report
 from quantvane.run.peer_taps import peer_record, write_peer_tables
 from quantvane.run.plan import CompareSpec, Job, journal_path
 from quantvane.spec import slug
-from quantvane.store.atomic import read_json, write_bytes, write_json
+from quantvane.store.atomic import read_json, write_json
 from quantvane.store.journal import read_journal
 from quantvane.store.tokens import TokenColumns, write_tokens
 
-__all__ = ["FLOOR", "Finisher", "floor_of", "merge", "summarize", "token_path", "write_report"]
+__all__ = ["FLOOR", "Finisher", "floor_of", "merge", "summarize", "token_path"]
 
 FLOOR = "noise-floor"
 
@@ -83,7 +82,7 @@ class Finisher:
         return {name: _aggregates(self._out, name, manifest, self._spec) for name in names}
 
     def finish(self) -> dict[str, Any]:
-        """Merge the journals into token tables, write the summary and the report, and mark the run complete."""
+        """Merge the journals into token tables, mark the run complete, and write the summary."""
         manifest = read_json(self._out / "manifest.json")
         made: dict[str, dict[str, Any]] = {}
         if manifest["state"] == "measuring":
@@ -94,50 +93,34 @@ class Finisher:
             write_json(self._out / "manifest.json", manifest)
             shutil.rmtree(self._out / "journal", ignore_errors=True)
         self.close()
-        summary = summarize(self._out, made)
-        write_report(self._out, summary)
-        return summary
+        return summarize(self._out, made)
 
     def close(self) -> None:
         """Wait for what runs and start nothing more."""
         self._pool.shutdown(cancel_futures=True)
 
 
-def write_report(out: Path, summary: dict[str, Any]) -> list[Path]:
-    """Write ``report.html``, ``report.md`` and the charts; returns their paths."""
-    paths = []
-    for name, data in build_report(summary).items():
-        write_bytes(out / name, data)
-        paths.append(out / name)
-    return paths
-
-
-def _clusters(columns: TokenColumns, manifest: dict[str, Any]) -> tuple[Any, str]:
-    """Label of every row's cluster: its document where there are several, else its window."""
-    if sum(c["documents"] for c in manifest["corpora"]) <= 1:
-        return columns["window"], "window"
-    blocks = columns.blocks(("corpus", "document"))
-    return np.concatenate([b["corpus"].astype(np.int64) << 32 | b["document"] for b in blocks]), "document"
+def _clusters(manifest: dict[str, Any]) -> tuple[str, ...]:
+    """Columns that name a row's cluster: its document where there are several, else its window."""
+    several = sum(c["documents"] for c in manifest["corpora"]) > 1
+    return ("corpus", "document") if several else ("window",)
 
 
 def _aggregates(out: Path, name: str, manifest: dict[str, Any], spec: CompareSpec) -> dict[str, Any]:
     """Pooled aggregates of one candidate, and those of each corpus and category."""
     columns = TokenColumns(token_path(out, name))
-    clusters, _ = _clusters(columns, manifest)
-    options: dict[str, Any] = {"seed": spec.seed, "resamples": spec.resamples}
+    clusters = _clusters(manifest)
 
-    def part(rows: Any) -> dict[str, Any]:
-        result: dict[str, Any] = aggregate(columns.only(rows), clusters[rows], **options).to_dict()
-        return result
+    def of(some: TokenColumns) -> dict[str, Any]:
+        return aggregate(some, clusters, seed=spec.seed, resamples=spec.resamples).to_dict()
 
-    made: dict[str, Any] = aggregate(columns, clusters, **options).to_dict()
+    made = of(columns)
     corpora = manifest["corpora"]
     if len(corpora) > 1:
-        corpus = columns["corpus"]
-        made["corpora"] = {c["name"]: part(corpus == i) for i, c in enumerate(corpora)}
-    codes, labels = columns.categories()
+        made["corpora"] = {c["name"]: of(columns.only("corpus", i)) for i, c in enumerate(corpora)}
+    labels = columns.categories()
     if set(labels) - {""}:
-        made["categories"] = {label: part(codes == labels.index(label)) for label in sorted(set(labels) - {""})}
+        made["categories"] = {label: of(columns.only("category", label)) for label in labels if label}
     return made
 
 
@@ -181,25 +164,6 @@ def floor_of(out: Path, manifest: dict[str, Any], noise: str | None = None) -> d
     }
 
 
-class _Klds(Mapping[str, Any]):
-    """Candidate → its kld column, read when asked for."""
-
-    def __init__(self, out: Path, names: Sequence[str]) -> None:
-        self._out, self._names = out, names
-
-    def __getitem__(self, name: str) -> Any:
-        return TokenColumns(token_path(self._out, name))["kld"]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._names
-
-
 def summarize(out: Path, made: Mapping[str, dict[str, Any]] | None = None) -> dict[str, Any]:
     """The JSON document of ``compare``, from the stored tables alone; written to ``summary.json``.
 
@@ -227,10 +191,9 @@ def summarize(out: Path, made: Mapping[str, dict[str, Any]] | None = None) -> di
         candidates.append({**_identity(manifest["candidates"][name]), **measured})
         if spec.peer_statistics:
             candidates[-1]["peer"] = peer_record(out, name)
-    clusters, unit = _clusters(TokenColumns(token_path(out, spec.names[0])), manifest)
-    ranks = compare_candidates(
-        _Klds(out, spec.names), clusters, floor["kld_mean"], seed=spec.seed, resamples=spec.resamples
-    )
+    clusters = _clusters(manifest)
+    klds = {name: TokenColumns(token_path(out, name)) for name in spec.names}
+    ranks = compare_candidates(klds, clusters, floor["kld_mean"], seed=spec.seed, resamples=spec.resamples)
     by_name = {rank.name: rank for rank in ranks}
     for entry in candidates:
         entry.update(by_name[entry["name"]].to_dict())
@@ -238,7 +201,7 @@ def summarize(out: Path, made: Mapping[str, dict[str, Any]] | None = None) -> di
         "schema": 1,
         "protocol": manifest["protocol"],
         "corpora": manifest["corpora"],
-        "resampled_by": unit,
+        "resampled_by": clusters[-1],
         "reference": {**_identity(manifest["reference"]), "ppl": reference_ppl},
         "noise_floor": floor,
         "candidates": candidates,

@@ -1,4 +1,4 @@
-"""The local executor: one child process for a list of jobs, watched until it is done or dead."""
+"""The local executor: one child process for one request, watched until it is done or dead."""
 
 from __future__ import annotations
 
@@ -10,67 +10,97 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import psutil
 
 from quantvane.errors import EngineCrashError, from_dict
 
-__all__ = ["run_worker"]
+__all__ = ["Worker", "run_worker"]
+
+OnEvent = Callable[[dict[str, Any]], None]
 
 
-def run_worker(request: dict[str, Any], on_event: Callable[[dict[str, Any]], None]) -> None:
+def run_worker(request: dict[str, Any], on_event: OnEvent) -> None:
     """Perform a request in a child process.
 
     Raises:
         QuantvaneError: what the child reported.
         EngineCrashError: the child died without a word; names the model it was busy with.
     """
-    read, write = os.pipe()
-    busy = "a model"
-    finished = False
-    with tempfile.TemporaryFile() as noise:
-        child = subprocess.Popen(
-            [sys.executable, "-m", "quantvane.run.worker", str(write)],
+    with Worker() as worker:
+        worker.perform(request, on_event)
+
+
+class Worker:
+    """A child process that waits for one request; it ends with the ``with`` block, whatever happens in it.
+
+    Args:
+        busy: what it works on, for the error when it dies; a model that it says it loads takes this place.
+        ahead: task whose libraries it loads before the request comes (`quantvane.run.worker`), if any.
+    """
+
+    def __init__(self, busy: str = "a model", ahead: str | None = None) -> None:
+        self._busy = busy
+        self._noise = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the child
+        read, write = os.pipe()
+        self._child = subprocess.Popen(
+            [sys.executable, "-m", "quantvane.run.worker", str(write), *([ahead] if ahead else [])],
             stdin=subprocess.PIPE,
-            stdout=noise,
-            stderr=noise,
+            stdout=self._noise,
+            stderr=self._noise,
             pass_fds=(write,),
-            env=_environment(),
+            env=None if ahead else _environment(),
             # An interrupt is for the command, which then ends the child; the journals are whole at any moment.
             start_new_session=True,
         )
         os.close(write)
-        try:
-            if child.stdin is not None:
-                with child.stdin as stdin:
+        self._events = os.fdopen(read, encoding="utf-8")
+
+    def perform(self, request: dict[str, Any], on_event: OnEvent) -> None:
+        """Send the request and pass on the events until the child is done; raises as `run_worker`."""
+        finished = False
+        with suppress(BrokenPipeError):
+            if self._child.stdin is not None:
+                with self._child.stdin as stdin:
                     stdin.write(json.dumps(request).encode())
-            with os.fdopen(read, encoding="utf-8") as events:
-                for line in events:
-                    event = json.loads(line)
-                    if event["event"] == "loading":
-                        busy = f"'{event['model']}'"
-                    elif event["event"] == "error":
-                        raise from_dict(event["error"])
-                    finished = finished or event["event"] == "done"
-                    on_event(event)
-            status = child.wait()
-        except BrokenPipeError:
-            status = child.wait()
-        finally:
-            if child.poll() is None:
-                child.kill()
-                child.wait()
+            for line in self._events:
+                event = json.loads(line)
+                if event["event"] == "loading":
+                    self._busy = f"'{event['model']}'"
+                elif event["event"] == "error":
+                    raise from_dict(event["error"])
+                finished = finished or event["event"] == "done"
+                on_event(event)
+        status = self._child.wait()
         if not finished:
-            noise.seek(0)
-            tail = noise.read()[-2000:].decode(errors="replace").strip()
+            self._noise.seek(0)
+            tail = self._noise.read()[-2000:].decode(errors="replace").strip()
             raise EngineCrashError(
-                f"the engine's process died while it worked on {busy}",
+                f"the engine's process died while it worked on {self._busy}",
                 expected="exit status 0",
                 got=f"{_how(status)}; its last words: {tail or 'none'}",
                 remedy="the model file may be damaged, or memory ran out; the same command continues at the "
                 "first unfinished window",
             )
+
+    def close(self) -> None:
+        """End the child if it still runs."""
+        if self._child.poll() is None:
+            self._child.kill()
+            self._child.wait()
+        with suppress(BrokenPipeError):  # a request it never read
+            if self._child.stdin is not None:
+                self._child.stdin.close()
+        self._events.close()
+        self._noise.close()
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 def _environment() -> dict[str, str]:

@@ -1,8 +1,9 @@
-"""The child process that holds the models: ``python -m quantvane.run.worker``.
+"""The child process that holds the models, or draws: ``python -m quantvane.run.worker``.
 
 A damaged or hostile model file can abort the C++ library that reads it. It then takes this process with it
 and not the command. The request comes as JSON on standard input; events go out as JSON lines on the
-descriptor named first on the command line, so that nothing a library prints can mix with them.
+descriptor named first on the command line, so that nothing a library prints can mix with them. A task named second
+has its libraries loaded while the request is still waited for.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import os
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ __all__ = ["main", "perform"]
 
 
 def perform(request: dict[str, Any], emit: Any) -> None:
-    """Do what a request asks for: ``measure``, ``record``, ``bench``, ``fisher``, ``trajectories``, ``quantize`` …"""
+    """Do what a request asks for: ``measure``, ``record``, ``bench``, ``fisher``, ``trajectories``, ``report`` …"""
     if request["task"] == "quantize":
         from quantvane.engines.quantize import quantize_file
 
@@ -57,11 +59,25 @@ def perform(request: dict[str, Any], emit: Any) -> None:
 
         measure_fisher(FisherSpec.from_dict(request["spec"]), Path(request["out"]), emit)
         return
+    if request["task"] == "report":
+        from quantvane.run.drawing import draw_report
+
+        draw_report(Path(request["out"]), emit)
+        return
     from quantvane.run.measure import measure
     from quantvane.run.plan import CompareSpec, Job
 
     jobs = [Job.from_dict(job) for job in request["jobs"]]
     measure(CompareSpec.from_dict(request["spec"]), jobs, Path(request["out"]), emit)
+
+
+def _load_ahead(task: str) -> None:
+    """Load what a task needs before it is asked for."""
+    if task == "report":
+        from quantvane.report import warm_up
+
+        with suppress(Exception):  # what is wrong here will be said where it is needed
+            warm_up()
 
 
 def _die_with_parent() -> None:
@@ -72,9 +88,11 @@ def _die_with_parent() -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
-def main(descriptor: int) -> int:
+def main(descriptor: int, ahead: str | None = None) -> int:
     """Read the request, do it, report; 0 when done, 1 after an error event."""
     _die_with_parent()
+    if ahead is not None:
+        _load_ahead(ahead)
     with os.fdopen(descriptor, "w", encoding="utf-8") as events:
 
         def emit(event: dict[str, Any]) -> None:
@@ -101,4 +119,4 @@ def main(descriptor: int) -> int:
 
 if __name__ == "__main__":
     # Nothing is left to tidy up: the kernel frees gigabytes faster than destructors do.
-    os._exit(main(int(sys.argv[1])))
+    os._exit(main(int(sys.argv[1]), *sys.argv[2:3]))

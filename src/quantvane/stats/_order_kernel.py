@@ -1,7 +1,8 @@
 """Kernel: order statistics of cluster-resampled data, without ever building a resample.
 
-The values are sorted once. A resample only gives each of them a weight (how often its cluster was drawn),
-so an order statistic is found by one walk over cumulative weights: O(n) per resample, O(1) memory per thread.
+The values are sorted once. A resample only gives each of them a weight (how often its cluster was drawn, times the
+values that an entry stands for), so an order statistic is found by one walk over cumulative weights: O(n) per resample,
+O(1) memory per thread.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ __all__ = ["order_replicates"]
 def order_replicates(
     descending: npt.NDArray[np.float64],
     owner: npt.NDArray[np.int32],
+    stands: npt.NDArray[np.int64],
     counts: npt.NDArray[np.int64],
     sizes: npt.NDArray[np.int64],
     falling: npt.NDArray[np.float64],
@@ -25,8 +27,9 @@ def order_replicates(
     """Quantiles, by linear interpolation at p·(W−1), of every resample.
 
     Args:
-        descending: (n,) values, largest first.
+        descending: (n,) values, largest first; a quantile that falls on a NaN is NaN.
         owner: (n,) cluster of each value.
+        stands: (n,) how many values of that cluster an entry stands for.
         counts: (B, G) how often each cluster was drawn.
         sizes: (G,) values per cluster.
         falling: (Q,) probabilities, largest first.
@@ -44,7 +47,7 @@ def order_replicates(
         above = 0.0  # the value drawn last, next larger to the current one
         for i in range(descending.size):
             value = descending[i]
-            weight = counts[b, owner[i]]
+            weight = counts[b, owner[i]] * stands[i]
             after = seen + weight
             while after > from_top:
                 share = place - int(place)

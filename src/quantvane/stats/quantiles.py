@@ -11,10 +11,11 @@ from scipy import special
 
 from quantvane.errors import DataError
 from quantvane.stats._order_kernel import order_replicates
+from quantvane.stats.ranked import BlockSample, Ranked
 from quantvane.stats.resampling import Resampling, few_note, percentile_interval
 from quantvane.types import FloatArray, Interval
 
-__all__ = ["quantile_intervals", "quantile_replicates", "quantile_sorted"]
+__all__ = ["block_quantiles", "quantile_intervals", "quantile_replicates", "quantile_sorted"]
 
 _FEW_BEYOND = 10  # tokens beyond a quantile below which its interval is too short on that side
 
@@ -48,21 +49,10 @@ def quantile_replicates(
 
     Cost: one sort, then O(n) per resample in compiled threads; memory O(2¹⁸ + n + G + B·Q).
     """
-    return _replicates(*_falling(values, owner), probabilities, resampling)
+    return _replicates(Ranked.of(values, owner), probabilities, resampling)
 
 
-def _falling(values: FloatArray, owner: npt.NDArray[np.integer]) -> tuple[FloatArray, npt.NDArray[np.int32]]:
-    """(values from the largest down, their clusters)."""
-    order = np.argsort(values)[::-1]  # the order of equal values changes no quantile
-    return values[order], owner[order].astype(np.int32, copy=False)
-
-
-def _replicates(
-    descending: FloatArray,
-    owners: npt.NDArray[np.int32],
-    probabilities: Sequence[float],
-    resampling: Resampling,
-) -> FloatArray:
+def _replicates(ranked: Ranked, probabilities: Sequence[float], resampling: Resampling) -> FloatArray:
     probs = np.asarray(probabilities, dtype=np.float64)
     if not np.all((probs >= 0) & (probs <= 1)):
         raise DataError(
@@ -71,7 +61,7 @@ def _replicates(
             got=str(list(probabilities)),
             remedy="write p99 as 0.99",
         )
-    sizes = np.bincount(owners, minlength=resampling.clusters).astype(np.int64)
+    sizes = np.bincount(ranked.owners, ranked.counts, minlength=resampling.clusters).astype(np.int64)
     if len(sizes) != resampling.clusters or not sizes.all():
         raise DataError(
             "clusters and resamples do not fit together",
@@ -79,12 +69,16 @@ def _replicates(
             got=f"{len(sizes)} clusters, {np.count_nonzero(sizes == 0)} of them empty",
             remedy="number the clusters with np.unique(…, return_inverse=True)",
         )
+    return np.concatenate([_quantiles(ranked, block, sizes, probs) for block in resampling.counts()])
+
+
+def _quantiles(
+    ranked: Ranked, counts: npt.NDArray[np.int64], sizes: npt.NDArray[np.int64], probs: FloatArray
+) -> FloatArray:
+    """(b, Q) quantiles of b resamples, counts (b, G)."""
     falling = np.argsort(-probs, kind="stable")
-    found = np.empty((resampling.resamples, len(probs)))
-    start = 0
-    for block in resampling.counts():
-        order_replicates(descending, owners, block, sizes, probs[falling], found[start : start + len(block)])
-        start += len(block)
+    found = np.empty((len(counts), len(probs)))
+    order_replicates(ranked.values, ranked.owners, ranked.counts, counts, sizes, probs[falling], found)
     out = np.empty_like(found)
     out[:, falling] = found
     return out
@@ -104,12 +98,40 @@ def quantile_intervals(
     percentile interval. A note is added where fewer than 10 values lie beyond the quantile: no resample can
     reach past the sample's own extremes, so that end is too short.
     """
-    descending, owners = _falling(values, owner)
-    points = [quantile_sorted(descending[::-1], p) for p in probabilities]
-    groups = resampling.clusters
-    if groups < 2:
-        return [percentile_interval(q, values, groups, level) for q in points]
-    replicates = _replicates(descending, owners, probabilities, resampling)
+    ranked = Ranked.of(values, owner)
+    replicates = _replicates(ranked, probabilities, resampling) if resampling.clusters > 1 else None
+    points = _points(ranked, probabilities, resampling.clusters)
+    return _intervals(points, replicates, probabilities, resampling.clusters, len(values), level)
+
+
+def block_quantiles(
+    sample: BlockSample, probabilities: Sequence[float], resampling: Resampling, level: float = 0.95
+) -> list[Interval]:
+    """`quantile_intervals` of a sample that is read in blocks: the same numbers, in the memory that `BlockSample` says.
+    """
+    reach = 1.0
+    while True:
+        ranked = sample.ranked(probabilities, reach)
+        points = _points(ranked, probabilities, resampling.clusters)
+        replicates = _replicates(ranked, probabilities, resampling) if resampling.clusters > 1 else None
+        if replicates is None or not np.isnan(replicates).any():
+            return _intervals(points, replicates, probabilities, resampling.clusters, sample.size, level)
+        reach *= 4  # some resample's quantile lies beyond what was kept
+
+
+def _points(ranked: Ranked, probabilities: Sequence[float], groups: int) -> list[float]:
+    """The sample's own quantiles: those of the resample that draws every cluster once."""
+    sizes = np.bincount(ranked.owners, ranked.counts, minlength=groups).astype(np.int64)
+    once = np.ones((1, groups), np.int64)
+    return [float(q) for q in _quantiles(ranked, once, sizes, np.asarray(probabilities, dtype=np.float64))[0]]
+
+
+def _intervals(
+    points: Sequence[float], replicates: FloatArray | None, probabilities: Sequence[float], groups: int, size: int,
+    level: float,
+) -> list[Interval]:
+    if replicates is None:
+        return [percentile_interval(q, np.empty(0), groups, level) for q in points]
     reach = float(special.stdtrit(groups - 1, (1 + level) / 2)) * math.sqrt(groups / (groups - 1))
     out = []
     for point, p, column in zip(points, probabilities, replicates.T, strict=True):
@@ -126,7 +148,7 @@ def quantile_intervals(
         else:
             percentile = percentile_interval(point, column, groups, level)
             low, high = percentile.low, percentile.high
-        if min(p, 1 - p) * len(values) < _FEW_BEYOND:
+        if min(p, 1 - p) * size < _FEW_BEYOND:
             notes.append(f"fewer than {_FEW_BEYOND} tokens beyond it: the interval is too short on that side")
         if not math.isfinite(high):
             notes.append("the upper end is infinite")

@@ -88,20 +88,21 @@ def write_tokens(path: Path, batches: Iterable[Any]) -> int:
 
 
 class TokenColumns(Mapping[str, Any]):
-    """The columns of a token table, each read when it is asked for and not kept: a summary then needs the memory
-    of a few columns, however many there are.
+    """The columns of a token table, each read when it is asked for and not kept.
 
-    ``rows``: (T,) bool, the rows to keep; all by default. Category labels come as `categories`, not as a column.
+    ``only``: (name, value) of a column; rows with another value are left out. Category labels are found with
+    `categories`, not as a column.
 
     Raises:
         OutputError: missing, damaged, or written under another schema version.
     """
 
-    def __init__(self, path: Path, rows: Any = None) -> None:
-        self._path, self._rows = path, rows
+    def __init__(self, path: Path, only: tuple[str, Any] | None = None) -> None:
+        self._path, self._only = path, only
         try:
-            # not memory-mapped: every page read would count as the process's memory; pq.read_table would import pandas
-            self._file = pq.ParquetFile(path)
+            # Not memory-mapped, every page read would count as the process's memory; nor read ahead, all of a file
+            # would be in it at once. (pq.read_table would import pandas.)
+            self._file = pq.ParquetFile(path, pre_buffer=False)
         except (OSError, pa.ArrowInvalid) as problem:
             raise self._damaged(problem) from None
         version = (self._file.schema_arrow.metadata or {}).get(b"quantvane.schema", b"?").decode()
@@ -121,27 +122,23 @@ class TokenColumns(Mapping[str, Any]):
             remedy="run the command that makes it again",
         )
 
-    def _read(self, name: str) -> Any:
-        try:
-            return self._file.read(columns=[name])[name]
-        except (OSError, pa.ArrowInvalid) as problem:
-            raise self._damaged(problem) from None
-
     def __getitem__(self, name: str) -> Any:
         """(T,) numpy array of the column. Raises KeyError for a name that is no column of numbers."""
         if name not in _NUMBERS:
             raise KeyError(name)
-        values = self._read(name).to_numpy()
-        return values if self._rows is None else values[self._rows]
+        parts = [block[name] for block in self.blocks((name,))]
+        return np.concatenate(parts) if parts else np.empty(0)
 
     def blocks(self, names: Sequence[str]) -> Iterator[dict[str, Any]]:
         """The columns ``names`` as numpy arrays, a few thousand rows at a time."""
-        start = 0
+        needed = [*names, *([self._only[0]] if self._only and self._only[0] not in names else [])]
+        for batch in self._batches(needed):
+            rows = slice(None) if self._only is None else _equal(batch.column(self._only[0]), self._only[1])
+            yield {name: batch.column(name).to_numpy(zero_copy_only=False)[rows] for name in names}
+
+    def _batches(self, names: Sequence[str]) -> Iterator[Any]:
         try:
-            for batch in self._file.iter_batches(_READ_ROWS, columns=list(names), use_threads=False):
-                rows = slice(None) if self._rows is None else self._rows[start : start + batch.num_rows]
-                start += batch.num_rows
-                yield {name: batch.column(name).to_numpy(zero_copy_only=False)[rows] for name in names}
+            yield from self._file.iter_batches(_READ_ROWS, columns=list(names), use_threads=False)
         except (OSError, pa.ArrowInvalid) as problem:
             raise self._damaged(problem) from None
 
@@ -151,20 +148,25 @@ class TokenColumns(Mapping[str, Any]):
     def __len__(self) -> int:
         return len(_NUMBERS)
 
-    def only(self, rows: Any) -> TokenColumns:
-        """The same table, of some rows alone."""
-        return TokenColumns(self._path, rows if self._rows is None else _within(self._rows, rows))
+    def only(self, name: str, value: Any) -> TokenColumns:
+        """The same table, of the rows alone that have ``value`` in column ``name``; of the whole table."""
+        return TokenColumns(self._path, (name, value))
 
-    def categories(self) -> tuple[Any, tuple[str, ...]]:
-        """(codes (T,), labels): the category of every row of the whole table as a number, and their names."""
-        column = self._read("category").unify_dictionaries().combine_chunks()
-        return column.indices.to_numpy(), tuple(column.dictionary.to_pylist())
+    def categories(self) -> tuple[str, ...]:
+        """The labels that occur in the whole table, sorted."""
+        found: set[str] = set()
+        for batch in self._batches(["category"]):
+            found.update(batch.column("category").unique().to_pylist())
+        return tuple(sorted(found))
 
 
 _NUMBERS = tuple(name for name in SCHEMA.names if name != "category")
 
 
-def _within(outer: Any, inner: Any) -> Any:
-    rows = outer.copy()
-    rows[outer] = inner
-    return rows
+def _equal(column: Any, value: Any) -> Any:
+    """(rows,) bool: where a batch's column has the value."""
+    if not pa.types.is_dictionary(column.type):
+        return column.to_numpy(zero_copy_only=False) == value
+    labels = column.dictionary.to_pylist()
+    code = labels.index(value) if value in labels else -1
+    return column.indices.to_numpy() == code
