@@ -21,7 +21,7 @@ Measure = Callable[[Logits, Logits, npt.NDArray[np.int32]], TokenMetrics]
 
 UNIT_TOKENS = 2048
 FLOOR_UNIT_TOKENS = 512
-HELD_BYTES = 64 * 2**20
+HELD_BYTES = 32 * 2**20
 
 
 def units(windows: Sequence[Window], tokens: int = UNIT_TOKENS) -> list[list[Window]]:
