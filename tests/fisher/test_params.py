@@ -15,11 +15,11 @@ from quantvane.fisher.params import (
     gradient_rows,
     sampled_labels,
     sampled_lambda,
-    scored_model,
     sketched_gram,
     true_lambda,
 )
 from quantvane.fisher.params_sketch import CountSketch
+from quantvane.fisher.scored_model import scored_model
 from reference.fisher_dense import jacobian, logit_matrices, softmax, top
 
 torch = pytest.importorskip("torch")

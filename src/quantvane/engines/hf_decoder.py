@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from quantvane.engines.base import Engine
 from quantvane.engines.decoding import Feed, RecomputingDecoder, Tokens
 
-if TYPE_CHECKING:
-    from quantvane.engines.hf import HfEngine
+__all__ = ["Extending", "HfDecoder"]
 
-__all__ = ["HfDecoder"]
+
+class Extending(Engine, Protocol):
+    """An engine that reads a sequence on from a cache."""
+
+    def extend(self, tokens: Tokens, cache: Any, rows: int) -> tuple[npt.NDArray[np.float32], Any]:
+        """Logits (rows, V) at the last ``rows`` of ``tokens``, and the cache with them in it."""
+        ...
 
 
 class HfDecoder(RecomputingDecoder):
@@ -24,7 +30,7 @@ class HfDecoder(RecomputingDecoder):
     one sequence after the other: nothing is padded. Memory: the cache of every slot that goes on.
     """
 
-    def __init__(self, engine: HfEngine, context: int, slots: int) -> None:
+    def __init__(self, engine: Extending, context: int, slots: int) -> None:
         super().__init__(engine, context, slots)
         self._model = engine
         self._caches: list[Any] = [None] * slots

@@ -18,13 +18,11 @@ from quantvane.fisher.logit import (
 )
 from quantvane.fisher.output_map import OutputMap
 from quantvane.fisher.params import (
-    ScoredModel,
     empirical_gram,
     empirical_lambda,
     gradient_rows,
     sampled_labels,
     sampled_lambda,
-    scored_model,
     sketched_gram,
     true_lambda,
 )
@@ -32,6 +30,7 @@ from quantvane.fisher.params_operator import gauss_newton
 from quantvane.fisher.params_sketch import SKETCH_WIDTH, CountSketch
 from quantvane.fisher.perturbation import output_terms, output_value, weyl_output
 from quantvane.fisher.rounding import measure_noise, round_to_nearest
+from quantvane.fisher.scored_model import ScoredModel, scored_model
 from quantvane.fisher.torch_logit import lambda_max_torch
 
 __all__ = [

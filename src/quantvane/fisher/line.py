@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from quantvane.errors import CapabilityError, DataError
 from quantvane.fisher.jets import Jet, States
-from quantvane.fisher.params import ScoredModel
+from quantvane.fisher.scored_model import ScoredModel
 from quantvane.types import FloatArray
 
 __all__ = ["WeightLine", "inner_products"]

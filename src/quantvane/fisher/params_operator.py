@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from quantvane.errors import CapabilityError
+from quantvane.fisher.lanczos import MatVec
+from quantvane.fisher.scored_model import ScoredModel
 from quantvane.types import FloatArray
-
-if TYPE_CHECKING:
-    from quantvane.fisher.lanczos import MatVec
-    from quantvane.fisher.params import ScoredModel
 
 __all__ = ["gauss_newton"]
 

@@ -16,7 +16,8 @@ from quantvane.fisher.estimates import LambdaEstimate
 from quantvane.fisher.head import head_empirical, head_sampled, head_true
 from quantvane.fisher.hidden import hidden_lambda
 from quantvane.fisher.output_map import OutputMap
-from quantvane.fisher.params import ScoredModel, empirical_lambda, sampled_lambda, scored_model, true_lambda
+from quantvane.fisher.params import empirical_lambda, sampled_lambda, true_lambda
+from quantvane.fisher.scored_model import ScoredModel, scored_model
 from quantvane.run.fisher_plan import NEEDS, FisherSpec
 from quantvane.run.lockstep import Rows
 from quantvane.types import FloatArray, Window
