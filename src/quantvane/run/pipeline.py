@@ -51,28 +51,29 @@ def measure_units(
     for _, engine in (("", reference), *candidates):
         if isinstance(engine, LlamaCpp):
             engine.share_threads(workers)
-    flights: deque[tuple[Sequence[Window], list[Future[Columns]]]] = deque()
+    flights: deque[_Flight] = deque()
+    copies = _Copies()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="quantvane-models")
     # A task waits only for tasks submitted before it, and the pool starts them in that order: the oldest
     # unfinished one never waits, so there is always progress.
     try:
         # The reference runs one unit ahead: no candidate then waits for it, but at the very start.
-        ahead = pool.submit(_reference, reference, todo[0], None)
+        ahead = pool.submit(_reference, reference, todo[0], None, copies)
         previous: list[Future[Columns] | None] = [None] * len(candidates)
         for number, unit in enumerate(todo):
             own = ahead
             if number + 1 < len(todo):
-                ahead = pool.submit(_reference, reference, todo[number + 1], own)
+                ahead = pool.submit(_reference, reference, todo[number + 1], own, copies)
             tasks = [
                 pool.submit(_candidate, measure, unit, own, name, engine, before)
                 for (name, engine), before in zip(candidates, previous, strict=True)
             ]
             previous = list(tasks)
-            flights.append((unit, tasks))
+            flights.append((unit, own, tasks))
             if len(flights) > _IN_FLIGHT:
-                yield _landed(flights.popleft())
+                yield _landed(flights.popleft(), copies)
         while flights:
-            yield _landed(flights.popleft())
+            yield _landed(flights.popleft(), copies)
     finally:
         pool.shutdown(cancel_futures=True)
         for _, engine in (("", reference), *candidates):
@@ -80,10 +81,38 @@ def measure_units(
                 engine.share_threads(1)
 
 
-def _reference(engine: Engine, unit: Sequence[Window], before: Future[Any] | None) -> list[Logits]:
+_Flight = tuple[Sequence[Window], "Future[list[Logits]]", "list[Future[Columns]]"]
+
+
+class _Copies:
+    """Copies of an engine's blocks, in memory that is used again: were it asked for anew with each unit, the allocator
+    would keep one to four units' worth of it, as it happens."""
+
+    def __init__(self) -> None:
+        self._free: list[Logits] = []
+
+    def of(self, block: Logits) -> Logits:
+        """A copy of the block; one caller at a time."""
+        for i, buffer in enumerate(self._free):
+            if len(buffer) >= len(block) and buffer.shape[1] == block.shape[1]:
+                copy = self._free.pop(i)[: len(block)]
+                break
+        else:
+            copy = np.empty_like(block)
+        copy[...] = block
+        return copy
+
+    def give_back(self, copies: Sequence[Logits]) -> None:
+        """Take the memory of copies that nobody reads any more."""
+        self._free += [copy if copy.base is None else copy.base for copy in copies]
+
+
+def _reference(
+    engine: Engine, unit: Sequence[Window], before: Future[Any] | None, copies: _Copies
+) -> list[Logits]:
     if before is not None:
         before.result()
-    return [block.copy() for block in engine.logits(unit)]
+    return [copies.of(block) for block in engine.logits(unit)]
 
 
 def _candidate(
@@ -99,6 +128,8 @@ def _candidate(
     return measure_rows(unit, own.result(), name, engine, measure)
 
 
-def _landed(flight: tuple[Sequence[Window], list[Future[Columns]]]) -> list[Any]:
-    unit, tasks = flight
-    return join_unit(unit, [task.result() for task in tasks])
+def _landed(flight: _Flight, copies: _Copies) -> list[Any]:
+    unit, own, tasks = flight
+    columns = [task.result() for task in tasks]
+    copies.give_back(own.result())
+    return join_unit(unit, columns)
