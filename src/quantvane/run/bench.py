@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from quantvane.run.bench_plan import FLOOR, REFERENCE, BenchSpec, jobs_of
 from quantvane.run.bench_work import bench_journal
 from quantvane.run.compare import default_out, is_complete
 from quantvane.run.flips import FlipsResult, compare_sets
-from quantvane.run.local import run_worker
+from quantvane.run.local import OnEvent, run_worker
 from quantvane.run.plan import candidate_names
 from quantvane.spec import ModelSpec, slug
 from quantvane.stats.sequential import betting
@@ -31,7 +31,6 @@ from quantvane.tasks.outcomes import Outcome, OutcomeSet
 
 __all__ = ["Bench", "bench", "load_bench", "outcome_path", "run_bench"]
 
-OnEvent = Callable[[dict[str, Any]], None]
 Row = dict[str, Any]
 
 

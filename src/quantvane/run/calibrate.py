@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from quantvane.monitor.calibration import Calibration, Fingerprint
 from quantvane.monitor.fit import Settings, alarmed, fit, needed, rate_of, too_few
 from quantvane.monitor.trajectories import averages, extremes, stack, statistic
 from quantvane.run.calibrate_work import RecordTrajectories, record_trajectories
-from quantvane.run.local import run_worker
+from quantvane.run.local import OnEvent, run_worker
 from quantvane.run.trajectories import Sampling
 from quantvane.spec import ModelSpec, slug
 from quantvane.store.trajectories import read_trajectories
@@ -55,7 +55,7 @@ def calibrate(
     smoothing: float = 0.1,
     slots: int = 16,
     settings: dict[str, str] | None = None,
-    on_event: Callable[[dict[str, Any]], None] = lambda event: None,
+    on_event: OnEvent = lambda event: None,
 ) -> CalibrateResult:
     """Calibrate a monitor.
 
@@ -110,7 +110,7 @@ def _is_recording(name: str) -> bool:
     return name.lower().endswith((".parquet", ".jsonl"))
 
 
-def _record(spec: RecordTrajectories, place: Path, on_event: Callable[[dict[str, Any]], None]) -> Path:
+def _record(spec: RecordTrajectories, place: Path, on_event: OnEvent) -> Path:
     if spec.is_server:
         return record_trajectories(spec, place, on_event)
     check_model(spec.model)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from quantvane.engines.gguf_file import check_gguf, read_weights, sha256_file
 from quantvane.engines.quantize import check_type
 from quantvane.errors import OutputError
-from quantvane.run.local import run_worker
+from quantvane.run.local import OnEvent, run_worker
 from quantvane.store.atomic import make_directory, read_json, write_json
 from quantvane.store.manifest import package_versions
 
@@ -21,7 +21,7 @@ def make_cohort(
     types: Sequence[str],
     out: Path,
     imatrix: str | None = None,
-    on_event: Callable[[dict[str, Any]], None] = lambda event: None,
+    on_event: OnEvent = lambda event: None,
 ) -> list[dict[str, Any]]:
     """Make (or reuse) one file a type in ``out``; returns a record per file, in the order asked for.
 
@@ -85,7 +85,7 @@ def make_imatrix(
     *,
     context: int = 512,
     chunks: int | None = None,
-    on_event: Callable[[dict[str, Any]], None] = lambda event: None,
+    on_event: OnEvent = lambda event: None,
 ) -> Path:
     """Make an importance matrix of a GGUF reference from a text; a file that is there is kept.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,14 +21,13 @@ import psutil
 from quantvane.engines.registry import RECORDED, check_model, engine_name
 from quantvane.errors import CapabilityError, OutputError, QuantvaneError, SpecError
 from quantvane.run.cohort import make_cohort
-from quantvane.run.local import run_worker
+from quantvane.run.local import OnEvent, run_worker
 from quantvane.run.plan import CompareSpec, Job, candidate_names, journal_path, plan_jobs
 from quantvane.spec import ModelSpec, canonical_hash
 from quantvane.store.atomic import make_directory, read_json, to_json, write_json
 
 __all__ = ["Comparison", "compare", "open_run", "run_compare"]
 
-OnEvent = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True, slots=True)

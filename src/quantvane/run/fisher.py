@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from quantvane.run.compare import default_out, is_complete
 from quantvane.run.fisher_plan import FisherSpec
 from quantvane.run.fisher_summary import candidate_summary, resampled_by
 from quantvane.run.fisher_work import fisher_journal
-from quantvane.run.local import run_worker
+from quantvane.run.local import OnEvent, run_worker
 from quantvane.run.plan import candidate_names
 from quantvane.run.recorded import PROTOCOL_OPTIONS, adopt
 from quantvane.spec import ModelSpec, slug
@@ -28,7 +28,6 @@ from quantvane.store.windows import join_models, model_schema, read_windows, wri
 
 __all__ = ["FisherRun", "fisher", "load_fisher", "run_fisher", "window_path", "write_fisher_report"]
 
-OnEvent = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True, slots=True)

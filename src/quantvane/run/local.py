@@ -17,7 +17,7 @@ import psutil
 
 from quantvane.errors import EngineCrashError, from_dict
 
-__all__ = ["Worker", "run_worker"]
+__all__ = ["OnEvent", "Worker", "run_worker"]
 
 OnEvent = Callable[[dict[str, Any]], None]
 
@@ -37,12 +37,11 @@ class Worker:
     """A child process that waits for one request; it ends with the ``with`` block, whatever happens in it.
 
     Args:
-        busy: what it works on, for the error when it dies; a model that it says it loads takes this place.
         ahead: task whose libraries it loads before the request comes (`quantvane.run.worker`), if any.
     """
 
-    def __init__(self, busy: str = "a model", ahead: str | None = None) -> None:
-        self._busy = busy
+    def __init__(self, ahead: str | None = None) -> None:
+        self._busy = "a model"
         self._noise = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the child
         read, write = os.pipe()
         self._child = subprocess.Popen(

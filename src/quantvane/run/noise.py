@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from quantvane.engines.llamacpp import resolve_settings
 from quantvane.engines.registry import engine_name
 from quantvane.errors import SpecError
 from quantvane.run.compare import Comparison, compare
+from quantvane.run.local import OnEvent
 from quantvane.spec import ModelSpec
 from quantvane.store.atomic import write_json
 
@@ -109,7 +110,7 @@ def noise(
     chunks: int | None = 16,
     out: str | Path | None = None,
     settings: dict[str, str] | None = None,
-    on_event: Callable[[dict[str, Any]], None] = lambda event: None,
+    on_event: OnEvent = lambda event: None,
     **options: Any,
 ) -> Noise:
     """Measure a model against itself under changed settings and repeated runs.

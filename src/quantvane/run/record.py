@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 
 from quantvane.engines.registry import RECORDED, check_model, engine_name
 from quantvane.errors import OutputError, QuantvaneError, SpecError
-from quantvane.run.local import run_worker
+from quantvane.run.local import OnEvent, run_worker
 from quantvane.run.plan import CompareSpec, check_fields
 from quantvane.spec import ModelSpec, canonical_hash
 from quantvane.store.atomic import make_directory, read_json, to_json
@@ -107,7 +107,7 @@ def record(
     store: str = "hidden",
     context: int = 512,
     settings: dict[str, str] | None = None,
-    on_event: Callable[[dict[str, Any]], None] = lambda event: None,
+    on_event: OnEvent = lambda event: None,
     **options: Any,
 ) -> Recording:
     """Record a reference's pass over a corpus, to measure candidates later without it.
@@ -146,7 +146,7 @@ def record(
 
 
 def _record_base_file(
-    place: Path, request: dict[str, Any], on_event: Callable[[dict[str, Any]], None]
+    place: Path, request: dict[str, Any], on_event: OnEvent
 ) -> dict[str, Any]:
     if place.is_dir():
         raise OutputError(

@@ -61,7 +61,7 @@ def _replicates(ranked: Ranked, probabilities: Sequence[float], resampling: Resa
             got=str(list(probabilities)),
             remedy="write p99 as 0.99",
         )
-    sizes = np.bincount(ranked.owners, ranked.counts, minlength=resampling.clusters).astype(np.int64)
+    sizes = ranked.sizes(resampling.clusters)
     if len(sizes) != resampling.clusters or not sizes.all():
         raise DataError(
             "clusters and resamples do not fit together",
@@ -121,9 +121,9 @@ def block_quantiles(
 
 def _points(ranked: Ranked, probabilities: Sequence[float], groups: int) -> list[float]:
     """The sample's own quantiles: those of the resample that draws every cluster once."""
-    sizes = np.bincount(ranked.owners, ranked.counts, minlength=groups).astype(np.int64)
     once = np.ones((1, groups), np.int64)
-    return [float(q) for q in _quantiles(ranked, once, sizes, np.asarray(probabilities, dtype=np.float64))[0]]
+    probs = np.asarray(probabilities, dtype=np.float64)
+    return [float(q) for q in _quantiles(ranked, once, ranked.sizes(groups), probs)[0]]
 
 
 def _intervals(

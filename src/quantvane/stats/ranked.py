@@ -42,6 +42,10 @@ class Ranked:
         order = np.argsort(values)[::-1]  # the order of equal values changes no quantile
         return cls(values[order], owners[order].astype(np.int32, copy=False), np.ones(len(values), np.int64))
 
+    def sizes(self, groups: int) -> npt.NDArray[np.int64]:
+        """(G,) values of each cluster."""
+        return np.bincount(self.owners, self.counts, minlength=groups).astype(np.int64)
+
 
 class BlockSample:
     """A clustered sample that is read block by block, as often as it takes.
