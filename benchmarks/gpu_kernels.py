@@ -1,8 +1,8 @@
 """Check and time the GPU displacement kernels against float64, memory bandwidth and plain PyTorch.
 
-    python benchmarks/gpu_kernels.py --out benchmarks/results [--quick]
+    python benchmarks/gpu_kernels.py --out benchmarks/results [--skip-checks]
 
-Prints one table and writes gpu_kernels.json. Claims measured here: how close one read of two logit matrices
+Prints one table and writes gpu_kernels-DEVICE.json. Claims measured here: how close one read of two logit matrices
 comes to the time memory needs to deliver them; how close head-plus-divergence comes to two bare bf16 matrix
 products.
 Times are medians over repeated launches that rotate among input sets larger than the cache.
@@ -30,7 +30,10 @@ GiB = 2.0**30
 Shape = triton_rows.Shape
 HEAD_SHAPES = [
     Shape(*x)
-    for x in ((64, 4, 2, 16, 8, 16), (128, 4, 2, 8, 8, 16), (128, 4, 2, 16, 4, 16), (64, 4, 2, 32, 8, 16))
+    for x in (
+        (128, 4, 16, 8, 16), (128, 4, 16, 8, 16, True), (64, 4, 32, 4, 16, True), (64, 4, 32, 8, 32, True),
+        (64, 4, 32, 16, 16, True),
+    )
 ]
 
 
@@ -353,6 +356,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.manual_seed(20260101)
     device = torch.cuda.get_device_properties(0)
+    slug = device.name.lower().replace(" ", "-")
     result: dict[str, Any] = {
         "device": device.name,
         "multiprocessors": device.multi_processor_count,
@@ -391,7 +395,7 @@ def main() -> None:
                 summarise(name, value)
         print(f"   ({name}: {time.perf_counter() - started:.0f} s)", flush=True)
         torch.cuda.empty_cache()
-        (place / "gpu_kernels.json").write_text(json.dumps(result, indent=1) + "\n")
+        (place / f"gpu_kernels-{slug}.json").write_text(json.dumps(result, indent=1) + "\n")
 
 
 def summarise(name: str, value: dict[str, Any]) -> None:

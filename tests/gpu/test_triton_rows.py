@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -236,6 +237,32 @@ def test_head_equals_rows_of_its_own_logits(rows: int, chunk: int, dtype: torch.
         for name in triton_rows.PEER_FIELDS:
             # the products' float32 accumulation dominates
             assert float(out[name][i]) == pytest.approx(twin[name], rel=2e-5, abs=2e-5), name
+
+
+@pytest.mark.parametrize("seconds", [True, False])
+def test_two_large_logits_in_one_cell_of_the_head(seconds: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    V = 8192 + 4099
+    weight = 1.8 * torch.randn((V, 16), generator=torch.Generator().manual_seed(8))
+    weight[8], weight[9] = 9.0, 8.6  # row j of h picks column j of weight as its logits
+    h = torch.eye(16)[:5].to(DEVICE)
+    g = (torch.eye(16)[:5] + 0.01 * torch.eye(16)[5:10]).to(DEVICE)
+    weight, tokens = weight.to(DEVICE), torch.tensor([8, 0, 9, V - 1, 10], device=DEVICE)
+    again: list[int] = []
+    rows_peer = triton_head.rows_peer
+
+    def counted(*rows: torch.Tensor) -> dict[str, torch.Tensor]:
+        again.append(len(rows[2]))
+        return rows_peer(*rows)
+
+    monkeypatch.setattr(triton_head, "rows_peer", counted)
+    monkeypatch.setattr(triton_head, "SHAPE", replace(triton_head.SHAPE, seconds=seconds))
+    out = triton_head.head_peer(h, g, triton_head.Heads(weight, weight), tokens)
+    assert again == ([] if seconds else [5])  # without the second, λ_max is not certain on any of these rows
+    x, z = h.double() @ weight.double().t(), g.double() @ weight.double().t()
+    for i in range(5):
+        twin = twin_row(x[i].cpu().numpy(), z[i].cpu().numpy(), int(tokens[i]), 10)
+        for name in triton_rows.PEER_FIELDS:
+            assert float(out[name][i]) == pytest.approx(twin[name], rel=4e-6, abs=2e-6), name
 
 
 def test_arguments_that_do_not_fit_are_refused() -> None:

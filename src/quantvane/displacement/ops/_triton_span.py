@@ -2,9 +2,9 @@
 
 Columns are read in *groups* of INNER blocks of THREADS·VEC. The columns that one thread sees in one group
 form a *cell*: ``lo + ((group·INNER + j)·THREADS + thread)·VEC + v`` over j and v. Of every cell the largest
-exponential is kept apart; all other entries form "the rest", of which only Σe, Σe², Σe³ are kept. The rest is
-summed as it falls out of the running maximum (its smaller partner is what is added), so the largest entry
-never enters a sum and nothing has to be subtracted from one.
+exponential is kept apart, with SECOND the second largest too; all other entries form "the rest", of which only
+Σe, Σe², Σe³ are kept. The rest is summed as it falls out of the running maximum (its smaller partner is what is
+added), so the largest entry never enters a sum and nothing has to be subtracted from one.
 
 Exponents are in base 2 relative to a *fixed* shift per row, guessed from the first columns and the observed
 token: no running maximum across threads, so no communication inside the loop. A −inf, a NaN or a guess that
@@ -57,34 +57,37 @@ def shift_kernel(ref, cand, observed, shifts, stride_ref, stride_cand, V, T, SAM
 
 
 @triton.jit
-def _absorb(e, most, s1, s2, s3, LAMBDA: tl.constexpr):
-    """Let e meet the running maximum: the smaller of the two joins the sums."""
+def _absorb(e, most, second, s1, s2, s3, LAMBDA: tl.constexpr, SECOND: tl.constexpr):
+    """Let e meet the running maximum, with SECOND also the second largest: the smallest of them joins the sums."""
     if LAMBDA:
         less = tl.minimum(most, e)
+        if SECOND:
+            second, less = tl.maximum(second, less), tl.minimum(second, less)
         square = less * less
         s1 += less
         s2 += square
         s3 += square * less
     else:
         s1 += e
-    return tl.maximum(most, e), s1, s2, s3
+    return tl.maximum(most, e), second, s1, s2, s3
 
 
 @triton.jit
 def _block(
-    a, b, ca, cb, ma, a1, a2, a3, ta, mb, b1, b2, b3, tb, su, ENTROPY: tl.constexpr, LAMBDA: tl.constexpr
+    a, b, ca, cb, ma, na, a1, a2, a3, ta, mb, nb, b1, b2, b3, tb, su,
+    ENTROPY: tl.constexpr, LAMBDA: tl.constexpr, SECOND: tl.constexpr,
 ):  # fmt: skip
-    """Fold one (THREADS, LANES) block of both rows into the per-lane float32 sums."""
+    """Fold one (THREADS, 2) block of both rows into the per-lane float32 sums."""
     xa = a * _LOG2E - ca
     xb = b * _LOG2E - cb
     ea = tl.exp2(xa)
     eb = tl.exp2(xb)
-    ma, a1, a2, a3 = _absorb(ea, ma, a1, a2, a3, LAMBDA)
-    mb, b1, b2, b3 = _absorb(eb, mb, b1, b2, b3, LAMBDA)
+    ma, na, a1, a2, a3 = _absorb(ea, ma, na, a1, a2, a3, LAMBDA, SECOND)
+    mb, nb, b1, b2, b3 = _absorb(eb, mb, nb, b1, b2, b3, LAMBDA, SECOND)
     if ENTROPY:
         ta += ea * xa
         tb += eb * xb
-    return ma, a1, a2, a3, ta, mb, b1, b2, b3, tb, su + ea * (b - a)
+    return ma, na, a1, a2, a3, ta, mb, nb, b1, b2, b3, tb, su + ea * (b - a)
 
 
 @triton.jit
@@ -114,35 +117,26 @@ def load_halves(row, block, thread, THREADS: tl.constexpr, VEC: tl.constexpr, PA
 
 
 @triton.jit
-def _spread(x):
-    """x among zeros, in a tensor of twice as many lanes."""
-    if len(x.shape) == 1:
-        return tl.join(x, x * 0.0)
-    else:  # noqa: RET505 (decided when compiling)
-        return tl.reshape(tl.join(x, x * 0.0), (x.shape[0], 2 * x.shape[1]))
+def _join(x, s1, s2, s3):
+    """The sums with a thread's x among them, in its first lane."""
+    x = tl.join(x, x * 0.0)
+    return s1 + x, s2 + x * x, s3 + x * x * x
 
 
 @triton.jit
-def _cell(most, s1, s2, s3, LANES: tl.constexpr, LAMBDA: tl.constexpr):
-    """A thread's largest entry; the other lanes' join the sums. LANES is 2 or 4."""
-    if LANES == 4:
-        x, y = halves(most)
-        most = tl.maximum(x, y)
-        if LAMBDA:
-            less = tl.minimum(x, y)
-            s1 += _spread(less)
-            s2 += _spread(less * less)
-            s3 += _spread(less * less * less)
+def _cell(most, second, s1, s2, s3, LAMBDA: tl.constexpr, SECOND: tl.constexpr):
+    """A thread's largest entry, with SECOND also its second; what else its two lanes kept joins the sums."""
     x, y = tl.split(most)
-    most = tl.maximum(x, y)
+    less = tl.minimum(x, y)
+    u, v = tl.split(second)
+    high = tl.maximum(u, v)
     if LAMBDA:
-        less = _spread(tl.minimum(x, y))
-        if LANES == 4:
-            less = _spread(less)
-        s1 += less
-        s2 += less * less
-        s3 += less * less * less
-    return most, s1, s2, s3
+        if SECOND:
+            s1, s2, s3 = _join(tl.minimum(u, v), s1, s2, s3)
+            s1, s2, s3 = _join(tl.minimum(less, high), s1, s2, s3)
+        else:
+            s1, s2, s3 = _join(less, s1, s2, s3)
+    return tl.maximum(x, y), tl.maximum(less, high), s1, s2, s3
 
 
 @triton.jit
@@ -181,31 +175,31 @@ def _first_top(row, width, origin, top, seen, THREADS: tl.constexpr, VEC: tl.con
 
 @triton.jit
 def _fold(
-    a, b, ca, cb, ma, a1, a2, a3, ta, mb, b1, b2, b3, tb, su,
-    LANES: tl.constexpr, ENTROPY: tl.constexpr, LAMBDA: tl.constexpr,
+    a, b, ca, cb, ma, na, a1, a2, a3, ta, mb, nb, b1, b2, b3, tb, su,
+    ENTROPY: tl.constexpr, LAMBDA: tl.constexpr, SECOND: tl.constexpr,
 ):  # fmt: skip
-    """``_block`` for (THREADS, LANES) or twice for (THREADS, 2·LANES) columns."""
-    if a.shape[1] == LANES:
-        ma, a1, a2, a3, ta, mb, b1, b2, b3, tb, su = _block(
-            a, b, ca, cb, ma, a1, a2, a3, ta, mb, b1, b2, b3, tb, su, ENTROPY, LAMBDA
+    """``_block`` for (THREADS, 2) or twice for (THREADS, 4) columns."""
+    if a.shape[1] == 2:
+        ma, na, a1, a2, a3, ta, mb, nb, b1, b2, b3, tb, su = _block(
+            a, b, ca, cb, ma, na, a1, a2, a3, ta, mb, nb, b1, b2, b3, tb, su, ENTROPY, LAMBDA, SECOND
         )
     else:
         a0, a9 = halves(a)
         b0, b9 = halves(b)
-        ma, a1, a2, a3, ta, mb, b1, b2, b3, tb, su = _block(
-            a0, b0, ca, cb, ma, a1, a2, a3, ta, mb, b1, b2, b3, tb, su, ENTROPY, LAMBDA
+        ma, na, a1, a2, a3, ta, mb, nb, b1, b2, b3, tb, su = _block(
+            a0, b0, ca, cb, ma, na, a1, a2, a3, ta, mb, nb, b1, b2, b3, tb, su, ENTROPY, LAMBDA, SECOND
         )
-        ma, a1, a2, a3, ta, mb, b1, b2, b3, tb, su = _block(
-            a9, b9, ca, cb, ma, a1, a2, a3, ta, mb, b1, b2, b3, tb, su, ENTROPY, LAMBDA
+        ma, na, a1, a2, a3, ta, mb, nb, b1, b2, b3, tb, su = _block(
+            a9, b9, ca, cb, ma, na, a1, a2, a3, ta, mb, nb, b1, b2, b3, tb, su, ENTROPY, LAMBDA, SECOND
         )
-    return ma, a1, a2, a3, ta, mb, b1, b2, b3, tb, su
+    return ma, na, a1, a2, a3, ta, mb, nb, b1, b2, b3, tb, su
 
 
 @triton.jit(do_not_specialize=["T", "part", "origin"])
 def span_kernel(
     ref, cand, tokens, shifts, held, moments, totals, observed, tops, top_cols, ready,
     stride_ref, stride_cand, T, width, origin, part, n_parts, cells,
-    THREADS: tl.constexpr, VEC: tl.constexpr, LANES: tl.constexpr, INNER: tl.constexpr, UNROLL: tl.constexpr,
+    THREADS: tl.constexpr, VEC: tl.constexpr, INNER: tl.constexpr, UNROLL: tl.constexpr, SECOND: tl.constexpr,
     BINS: tl.constexpr, PACKED: tl.constexpr, GIVEN: tl.constexpr, TRACK: tl.constexpr,
     ENTROPY: tl.constexpr, LAMBDA: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
@@ -252,7 +246,7 @@ def span_kernel(
     thread = tl.arange(0, THREADS)
     kept_a = held + (at * n_parts + part) * cells + thread
     kept_b = kept_a + side * n_parts * cells
-    zero = tl.zeros((THREADS, LANES), tl.float32)
+    zero = tl.zeros((THREADS, 2), tl.float32)
     wide = tl.zeros((THREADS,), tl.float64)
     a1, a2, a3, b1, b2, b3 = zero, zero, zero, zero, zero, zero
     sum_ta, sum_tb, sum_u = wide, wide, wide
@@ -264,7 +258,7 @@ def span_kernel(
     full = width // (BLOCK * INNER)
     n_blocks = (width + BLOCK - 1) // BLOCK
     for group in range(0, (n_blocks + INNER - 1) // INNER):
-        ma, mb, ta, tb, su = zero, zero, zero, zero, zero
+        ma, na, mb, nb, ta, tb, su = zero, zero, zero, zero, zero, zero, zero
         if group < full:
             for turn in range(0, INNER // UNROLL):
                 for j in tl.static_range(UNROLL):
@@ -274,11 +268,11 @@ def span_kernel(
                     if TRACK:
                         top_a, seen_a = _track(a0, a9, block, top_a, seen_a)
                         top_b, seen_b = _track(b0, b9, block, top_b, seen_b)
-                    ma, a1, a2, a3, ta, mb, b1, b2, b3, tb, su = _fold(
-                        a0, b0, ca, cb, ma, a1, a2, a3, ta, mb, b1, b2, b3, tb, su, LANES, ENTROPY, LAMBDA
+                    ma, na, a1, a2, a3, ta, mb, nb, b1, b2, b3, tb, su = _fold(
+                        a0, b0, ca, cb, ma, na, a1, a2, a3, ta, mb, nb, b1, b2, b3, tb, su, ENTROPY, LAMBDA, SECOND
                     )
-                    ma, a1, a2, a3, ta, mb, b1, b2, b3, tb, su = _fold(
-                        a9, b9, ca, cb, ma, a1, a2, a3, ta, mb, b1, b2, b3, tb, su, LANES, ENTROPY, LAMBDA
+                    ma, na, a1, a2, a3, ta, mb, nb, b1, b2, b3, tb, su = _fold(
+                        a9, b9, ca, cb, ma, na, a1, a2, a3, ta, mb, nb, b1, b2, b3, tb, su, ENTROPY, LAMBDA, SECOND
                     )
         else:
             lane = thread[:, None] * VEC + tl.arange(0, VEC)[None, :]
@@ -294,16 +288,20 @@ def span_kernel(
                 # f16 has no such floor
                 a0, a9 = halves(tl.maximum(a, _FLOOR, propagate_nan=tl.PropagateNan.ALL))
                 b0, b9 = halves(tl.maximum(b, _FLOOR, propagate_nan=tl.PropagateNan.ALL))
-                ma, a1, a2, a3, ta, mb, b1, b2, b3, tb, su = _fold(
-                    a0, b0, ca, cb, ma, a1, a2, a3, ta, mb, b1, b2, b3, tb, su, LANES, ENTROPY, LAMBDA
+                ma, na, a1, a2, a3, ta, mb, nb, b1, b2, b3, tb, su = _fold(
+                    a0, b0, ca, cb, ma, na, a1, a2, a3, ta, mb, nb, b1, b2, b3, tb, su, ENTROPY, LAMBDA, SECOND
                 )
-                ma, a1, a2, a3, ta, mb, b1, b2, b3, tb, su = _fold(
-                    a9, b9, ca, cb, ma, a1, a2, a3, ta, mb, b1, b2, b3, tb, su, LANES, ENTROPY, LAMBDA
+                ma, na, a1, a2, a3, ta, mb, nb, b1, b2, b3, tb, su = _fold(
+                    a9, b9, ca, cb, ma, na, a1, a2, a3, ta, mb, nb, b1, b2, b3, tb, su, ENTROPY, LAMBDA, SECOND
                 )
-        most, a1, a2, a3 = _cell(ma, a1, a2, a3, LANES, LAMBDA)
+        most, second, a1, a2, a3 = _cell(ma, na, a1, a2, a3, LAMBDA, SECOND)
         tl.store(kept_a + group * THREADS, most)
-        most, b1, b2, b3 = _cell(mb, b1, b2, b3, LANES, LAMBDA)
+        if SECOND:
+            tl.store(kept_a + cells // 2 + group * THREADS, second)
+        most, second, b1, b2, b3 = _cell(mb, nb, b1, b2, b3, LAMBDA, SECOND)
         tl.store(kept_b + group * THREADS, most)
+        if SECOND:
+            tl.store(kept_b + cells // 2 + group * THREADS, second)
         sum_ta += tl.sum(ta, axis=1)
         sum_tb += tl.sum(tb, axis=1)
         sum_u += tl.sum(su, axis=1)

@@ -28,7 +28,7 @@ __all__ = ["Heads", "head_peer"]
 
 ROW_BLOCK = 4096
 CHUNK = 8192
-SHAPE = Shape(threads=128, vec=4, lanes=2, inner=16, unroll=8, bins=16)
+SHAPE = Shape(threads=64, vec=4, inner=32, unroll=8, bins=16, seconds=True)
 _REPAIR = 64  # rows whose full logits are formed at once, where the sums were not enough
 
 

@@ -61,17 +61,18 @@ def _chained(early: bool) -> dict[str, bool]:
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """How a kernel walks a row: blocks of threads·vec columns, summed in ``lanes`` accumulators a thread, inner
-    of them to a group of cells, unroll of those in one turn of the loop; the rest's moments in bins of single
-    accumulators or of neighbouring threads. Without ``lambdas`` the sums that λ_max needs are not taken and
-    it is NaN: to measure what it costs."""
+    """How a kernel walks a row: blocks of threads·vec columns, summed in two accumulators a thread, inner of them
+    to a group of cells, unroll of those in one turn of the loop; the rest's moments in bins of single
+    accumulators or of neighbouring threads. With ``seconds`` a cell's second largest is kept too, for rows that
+    cannot be read again. Without ``lambdas`` the sums that λ_max needs are not taken and it is NaN: to measure what
+    it costs."""
 
     threads: int
     vec: int
-    lanes: int
     inner: int
     unroll: int
     bins: int
+    seconds: bool = False
     lambdas: bool = True
 
     @classmethod
@@ -79,11 +80,11 @@ class Shape:
         """About ``groups`` groups for a row of V columns, of at most ``most`` blocks each."""
         if V < 4096:
             inner = min(max(-(-V // (64 * 4 * groups)), 4), most)
-            return cls(64, 4, 2, inner, inner, 64)
+            return cls(64, 4, inner, inner, 64)
         inner = min(max(-(-V // (128 * 8 * groups)), 2), most)
         turns = -(-inner // 10)
         unroll = -(-inner // turns)
-        return cls(128, 8, 2, unroll * turns, unroll, 256)
+        return cls(128, 8, unroll * turns, unroll, 256)
 
     @classmethod
     def of_rows(cls, V: int) -> Shape:
@@ -96,8 +97,8 @@ class Shape:
         return cls.of(V, 8, 24)
 
     def cells(self, width: int) -> int:
-        """Cells of a row of ``width`` columns."""
-        return -(-width // (self.threads * self.vec * self.inner)) * self.threads
+        """Entries kept of the cells of a row of ``width`` columns."""
+        return -(-width // (self.threads * self.vec * self.inner)) * self.threads * (1 + self.seconds)
 
     @property
     def wide(self) -> int:
@@ -205,7 +206,7 @@ class Spans:
             ref, cand, tokens, self.shifts, self.held, self.moments, self.totals, self.observed,
             self.tops, self.top_cols, ready, ref.stride(0), cand.stride(0), T, width, origin, part,
             self.held.shape[2], self.cells,
-            THREADS=shape.threads, VEC=shape.vec, LANES=shape.lanes, INNER=shape.inner, UNROLL=shape.unroll,
+            THREADS=shape.threads, VEC=shape.vec, INNER=shape.inner, UNROLL=shape.unroll, SECOND=shape.seconds,
             BINS=shape.bins, PACKED=_packed(ref) and _packed(cand), GIVEN=given, TRACK=self.tops.numel() > 0,
             ENTROPY=entropy, LAMBDA=shape.lambdas, EARLY=_early(ref.device), num_warps=shape.threads // 32,
         )  # fmt: skip
