@@ -25,15 +25,12 @@ import triton
 from gpu_exact import exact_rows
 
 from quantvane.displacement.ops import triton_head, triton_rows
+from quantvane.displacement.ops._triton_read import Done, Shape, first_read
 
 GiB = 2.0**30
-Shape = triton_rows.Shape
 HEAD_SHAPES = [
     Shape(*x)
-    for x in (
-        (128, 4, 16, 8, 16), (128, 4, 16, 8, 16, True), (64, 4, 32, 4, 16, True), (64, 4, 32, 8, 32, True),
-        (64, 4, 32, 16, 16, True),
-    )
+    for x in ((128, 4, 16, 8, 16), (128, 4, 16, 8, 16, True), (64, 4, 32, 4, 16, True), (64, 4, 32, 8, 32, True))
 ]
 
 
@@ -202,10 +199,10 @@ def line(
     print(f"{name:90s} {ms:9.3f} ms   {ms / floor:7.3f}x   {extra}", flush=True)
 
 
-def again(a: torch.Tensor, b: torch.Tensor, y: torch.Tensor, shape: Shape) -> list[int]:
+def again(a: torch.Tensor, b: torch.Tensor, y: torch.Tensor, shape: Shape, entropies: bool) -> list[int]:
     """(rows that the first read by this shape leaves to be computed again, rows of which λ_max alone is)."""
-    done = triton_rows.Done.allocate(len(y), a.device, False)
-    triton_rows.finish(triton_rows.first_read(a, b, y, done.ready[0], shape), done, a, b, a.shape[1])
+    done = Done.allocate(len(y), a.device, False)
+    triton_rows.finish(first_read(a, b, y, done.ready[0], shape, entropies), done, a, b, a.shape[1])
     return [int(done.queue[0]), int(done.unsure[0])]
 
 
@@ -236,16 +233,16 @@ def time_rows(T: int, V: int, table: list[dict[str, Any]], bandwidth: float) -> 
     sets = [logits(T, V, "lm", 0.2, torch.bfloat16) for _ in range(2 if T >= 1024 else 6)]
     n = len(sets)
     shape = Shape.of_rows(V)
-    done = [triton_rows.Done.allocate(T, torch.device("cuda"), True) for _ in sets]
+    done = [Done.allocate(T, torch.device("cuda"), True) for _ in sets]
     few = Shape.of_peer(V)
-    stores = [triton_rows.first_read(*s, d.ready[0], shape) for s, d in zip(sets, done, strict=True)]
-    light = [triton_rows.first_read(*s, d.ready[0], few, entropy=False) for s, d in zip(sets, done, strict=True)]
-    ms = median_ms(lambda i: light[i].read(*sets[i], done[i].ready[0], entropy=False), n)
-    line(table, f"  first read without entropies T={T}", ms, floor)
+    stores = [first_read(*s, d.ready[0], shape, True) for s, d in zip(sets, done, strict=True)]
+    light = [first_read(*s, d.ready[0], few, False) for s, d in zip(sets, done, strict=True)]
+    ms = median_ms(lambda i: light[i].read(*sets[i], done[i].ready[0]), n)
+    line(table, f"  read of rows_peer T={T}", ms, floor)
     ms = median_ms(lambda i: triton_rows.finish(light[i], done[i], sets[i][0], sets[i][1], V), n)
     line(table, f"  finish of rows_peer T={T}", ms, floor)
-    ms = median_ms(lambda i: stores[i].read(*sets[i], done[i].ready[0]), n)
-    line(table, f"  first read T={T}", ms, floor)
+    ms = median_ms(lambda i: stores[i].read_sides(*sets[i], done[i].ready[0]), n)
+    line(table, f"  first read of rows_all T={T}", ms, floor)
     ms = median_ms(lambda i: triton_rows.finish(stores[i], done[i], sets[i][0], sets[i][1], V), n)
     line(table, f"  finish of rows_all T={T}", ms, floor)
     ms = median_ms(lambda i: triton_rows.second_read(done[i], *sets[i][:2]), n)
@@ -268,7 +265,7 @@ def time_rows(T: int, V: int, table: list[dict[str, Any]], bandwidth: float) -> 
     cases = [(kind, noise, bf16) for kind, noise in (("lm", 0.05), ("lm", 1.0), ("zipf", 0.2), ("normal", 0.2))]
     for kind, noise, dtype in [*cases, ("lm", 0.2, f32), ("normal", 0.2, f32)]:
         a, b, y = logits(T, V, kind, noise, dtype)
-        count, fewer = (again(a, b, y, kind_of) for kind_of in (shape, few))
+        count, fewer = again(a, b, y, shape, True), again(a, b, y, few, False)
         peer = median_ms(lambda i, a=a, b=b, y=y: triton_rows.rows_peer(a, b, y), 1)
         ms = median_ms(lambda i, a=a, b=b, y=y: triton_rows.rows_all(a, b, y), 1)
         what = f"{kind} {noise} {str(dtype)[6:]}"

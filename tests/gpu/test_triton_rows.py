@@ -18,6 +18,7 @@ if not (torch.cuda.is_available() or INTERPRETED):
 
 from quantvane.displacement.metrics import token_metrics  # noqa: E402
 from quantvane.displacement.ops import triton_head, triton_rows  # noqa: E402
+from quantvane.displacement.ops._triton_read import Done  # noqa: E402
 from quantvane.errors import DataError  # noqa: E402
 from quantvane.types import TOKEN_FIELDS  # noqa: E402
 
@@ -26,7 +27,7 @@ DEVICE = "cpu" if INTERPRETED else "cuda"
 # Float32 exponentials and sums: λ relative, the others over max(1, |value|). Entropy sums p·ln p.
 TOLERANCE = {"entropy_ref": 3e-6, "entropy_cand": 3e-6}
 if INTERPRETED:  # numpy rounds the exponents' products, which the device fuses
-    TOLERANCE |= {"lambda_ref": 3e-6, "lambda_cand": 3e-6}
+    TOLERANCE |= {"lambda_ref": 3e-6, "lambda_cand": 3e-6, "kld": 2e-6}
 VOCABULARIES = (2, 3, 17, 101, 4099, 32003)
 
 
@@ -105,7 +106,7 @@ def note_declined(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     found: list[tuple[int, int]] = []
     complete = triton_rows.complete
 
-    def noted(done: triton_rows.Done, *rest: object) -> None:
+    def noted(done: Done, *rest: object) -> None:
         found.append((int(done.queue[0]), int(done.unsure[0])))
         complete(done, *rest)
 

@@ -195,21 +195,22 @@ def finish_kernel(
     stride_ref, stride_cand, V, T, cells, n_parts,
     CELLS: tl.constexpr, BINS: tl.constexpr, MOMENTS: tl.constexpr, PARTS: tl.constexpr,
     THREADS: tl.constexpr, VEC: tl.constexpr, INNER: tl.constexpr, WIDE: tl.constexpr,
-    TRACKED: tl.constexpr, LAMBDA: tl.constexpr, EARLY: tl.constexpr,
+    TRACKED: tl.constexpr, LAMBDA: tl.constexpr, ENTROPY: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    """One program per row, from what ``span_kernel`` left (n_parts per row).
+    """One program per row, from what ``span_kernel`` left (n_parts per row) or, with ENTROPY, ``entropy_kernel``.
 
-    Writes out (12, T) float64, see ``store_fields``; out_int (3, T) int32: both argmaxes (the third is left to
-    ``overlap_kernel``); flags (T,) int32: 1 where the row must be computed again (more ties than fit, an infinite
-    divergence, −inf, NaN or overflow), which queue lists, see ``flag_row``. Rows of which λ alone is not certain, it
-    is then negative, are in unsure instead, laid out as queue is; if TRACKED they are flagged too. Without LAMBDA
-    (only to measure what it costs) λ is NaN. EARLY: waits for the row in ready and marks it in done.
+    Writes out (12, T) float64, see ``store_fields``, kld 0 with ENTROPY and the entropies 0 without; out_int (3, T)
+    int32: both argmaxes (the third is left to ``overlap_kernel``); flags (T,) int32: 1 where the row must be computed
+    again (more ties than fit, an infinite divergence, −inf, NaN or overflow), which queue lists, see ``flag_row``. Rows
+    of which λ alone is not certain, it is then negative, are in unsure instead, laid out as queue is; if TRACKED they
+    are flagged too. Without LAMBDA (only to measure what it costs) λ is NaN. EARLY: waits for the row in ready and
+    marks it in done.
     """
     open_chain(EARLY)
     row = tl.program_id(0)
     at = row.to(tl.int64)
     side = tl.cast(T, tl.int64)
-    await_row(ready, row, n_parts, EARLY)
+    await_row(ready, row, 2 if ENTROPY else n_parts, EARLY)
     za = tl.zeros((), tl.float64)
     pa, zb, pb = za, za, za
     la = tl.zeros((), tl.float32)
@@ -231,11 +232,6 @@ def finish_kernel(
         la = tl.where(which == 0, lb, la)
         top_a = tl.where(which == 0, top_b, top_a)
         good += sure.to(tl.int32)
-    part = tl.arange(0, PARTS)
-    total = totals + (at * n_parts + part) * 3
-    ta = tl.sum(tl.load(total, mask=part < n_parts, other=0.0), axis=0)
-    tb = tl.sum(tl.load(total + 1, mask=part < n_parts, other=0.0), axis=0)
-    su = tl.sum(tl.load(total + 2, mask=part < n_parts, other=0.0), axis=0)
     ca = tl.load(shifts + row).to(tl.float64)
     cb = tl.load(shifts + side + row).to(tl.float64)
     # The softmax is in base 2 with float32(log2 e); what is in bits is divided by that same number.
@@ -246,11 +242,18 @@ def finish_kernel(
     bits_b = ln_b / _LN2
     norm_a = (ca + bits_a) * unit
     norm_b = (cb + bits_b) * unit
-    kld = ((ln_b - ln_a) / _LN2 + (cb - ca)) * unit - su / za
     nll_a = norm_a - tl.load(observed + row).to(tl.float64)
     nll_b = norm_b - tl.load(observed + side + row).to(tl.float64)
-    entropy_a = (bits_a - ta / za) * unit
-    entropy_b = (bits_b - tb / zb) * unit
+    kld = za * 0.0
+    entropy_a = kld
+    entropy_b = kld
+    if ENTROPY:
+        entropy_a = (bits_a - tl.load(totals + at * 2) / za) * unit
+        entropy_b = (bits_b - tl.load(totals + at * 2 + 1) / zb) * unit
+    else:
+        part = tl.arange(0, PARTS)
+        su = tl.sum(tl.load(totals + (at * n_parts + part) * 2, mask=part < n_parts, other=0.0), axis=0)
+        kld = ((ln_b - ln_a) / _LN2 + (cb - ca)) * unit - su / za
     store_fields(out, row, T, kld, nll_a, nll_b, entropy_a, entropy_b, pa, pb, la, lb, norm_a, norm_b)
     tl.store(out_int + row, top_a)
     tl.store(out_int + side + row, top_b)

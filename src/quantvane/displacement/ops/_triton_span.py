@@ -20,14 +20,16 @@ import triton.language as tl
 from quantvane.displacement.ops._triton_chain import mark_row, open_chain
 
 __all__ = [
-    "LOG2E", "N_MOMENTS", "N_TOTALS", "finite_floor", "halves", "load_halves", "shift_kernel", "span_kernel",
+    "FLOOR", "LOG2E", "N_MOMENTS", "N_TOTALS", "finite_floor", "guess_shift", "halves", "join_lane", "load_halves",
+    "load_words", "shift_kernel", "span_kernel", "store_moments", "unpack",
 ]  # fmt: skip
 
 LOG2E = 1.4426950216293335  # float32(log2 e): every conversion back divides by this very number
 N_MOMENTS = 3
-N_TOTALS = 3
+N_TOTALS = 2
+FLOOR = -1.0e30  # stands for −inf: exp2 of it is 0, and 0·floor is 0 where 0·inf is NaN
 _LOG2E = tl.constexpr(LOG2E)
-_FLOOR = tl.constexpr(-1.0e30)  # stands for −inf: exp2 of it is 0, and 0·floor is 0 where 0·inf is NaN
+_FLOOR = tl.constexpr(FLOOR)
 
 
 @triton.jit
@@ -57,6 +59,18 @@ def shift_kernel(ref, cand, observed, shifts, stride_ref, stride_cand, V, T, SAM
 
 
 @triton.jit
+def guess_shift(row, observed, width, BLOCK: tl.constexpr, UNROLL: tl.constexpr):
+    """The largest of the observed logit and the columns of the loop's first turn (they are read from memory once), on
+    the grid."""
+    first = tl.arange(0, BLOCK)
+    most = tl.full((BLOCK,), float("-inf"), tl.float32)
+    for j in tl.static_range(UNROLL):
+        x = tl.load(row + j * BLOCK + first, mask=j * BLOCK + first < width, other=float("-inf"))
+        most = tl.maximum(most, x.to(tl.float32))
+    return _on_grid(finite_floor(tl.maximum(tl.max(most, axis=0), observed)))
+
+
+@triton.jit
 def _absorb(e, most, second, s1, s2, s3, LAMBDA: tl.constexpr, SECOND: tl.constexpr):
     """Let e meet the running maximum, with SECOND also the second largest: the smallest of them joins the sums."""
     if LAMBDA:
@@ -74,8 +88,7 @@ def _absorb(e, most, second, s1, s2, s3, LAMBDA: tl.constexpr, SECOND: tl.conste
 
 @triton.jit
 def _block(
-    a, b, ca, cb, ma, na, a1, a2, a3, ta, mb, nb, b1, b2, b3, tb, su,
-    ENTROPY: tl.constexpr, LAMBDA: tl.constexpr, SECOND: tl.constexpr,
+    a, b, ca, cb, ma, na, a1, a2, a3, mb, nb, b1, b2, b3, su, LAMBDA: tl.constexpr, SECOND: tl.constexpr
 ):  # fmt: skip
     """Fold one (THREADS, 2) block of both rows into the per-lane float32 sums."""
     xa = a * _LOG2E - ca
@@ -84,10 +97,7 @@ def _block(
     eb = tl.exp2(xb)
     ma, na, a1, a2, a3 = _absorb(ea, ma, na, a1, a2, a3, LAMBDA, SECOND)
     mb, nb, b1, b2, b3 = _absorb(eb, mb, nb, b1, b2, b3, LAMBDA, SECOND)
-    if ENTROPY:
-        ta += ea * xa
-        tb += eb * xb
-    return ma, na, a1, a2, a3, ta, mb, nb, b1, b2, b3, tb, su + ea * (b - a)
+    return ma, na, a1, a2, a3, mb, nb, b1, b2, b3, su + ea * (b - a)
 
 
 @triton.jit
@@ -97,17 +107,27 @@ def halves(x):
 
 
 @triton.jit
+def unpack(words):
+    """The two bfloat16 of every word, as float32: of the lower half and of the upper."""
+    return (words << 16).to(tl.float32, bitcast=True), (words & -65536).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def load_words(row, block, thread, THREADS: tl.constexpr, VEC: tl.constexpr):
+    """A whole block of bfloat16 columns from an even address on, (THREADS, VEC/2) words of two."""
+    lane = thread[:, None] * (VEC // 2) + tl.arange(0, VEC // 2)[None, :]
+    words = row.to(tl.pointer_type(tl.int32), bitcast=True) + block * (THREADS * VEC // 2) + lane
+    return tl.load(words, eviction_policy="evict_first")
+
+
+@triton.jit
 def load_halves(row, block, thread, THREADS: tl.constexpr, VEC: tl.constexpr, PACKED: tl.constexpr):
     """The even and the odd columns of a whole block, (THREADS, VEC/2) float32 each.
 
     PACKED, for bfloat16 from an even address on, loads words of two columns: one instruction unpacks each.
     """
     if PACKED:
-        lane = thread[:, None] * (VEC // 2) + tl.arange(0, VEC // 2)[None, :]
-        words = row.to(tl.pointer_type(tl.int32), bitcast=True) + block * (THREADS * VEC // 2) + lane
-        w = tl.load(words, eviction_policy="evict_first")
-        even = (w << 16).to(tl.float32, bitcast=True)
-        odd = (w & -65536).to(tl.float32, bitcast=True)
+        even, odd = unpack(load_words(row, block, thread, THREADS, VEC))
     else:
         lane = thread[:, None] * VEC + tl.arange(0, VEC)[None, :]
         even, odd = halves(tl.load(row + block * (THREADS * VEC) + lane, eviction_policy="evict_first"))
@@ -117,7 +137,7 @@ def load_halves(row, block, thread, THREADS: tl.constexpr, VEC: tl.constexpr, PA
 
 
 @triton.jit
-def _join(x, s1, s2, s3):
+def join_lane(x, s1, s2, s3):
     """The sums with a thread's x among them, in its first lane."""
     x = tl.join(x, x * 0.0)
     return s1 + x, s2 + x * x, s3 + x * x * x
@@ -132,10 +152,10 @@ def _cell(most, second, s1, s2, s3, LAMBDA: tl.constexpr, SECOND: tl.constexpr):
     high = tl.maximum(u, v)
     if LAMBDA:
         if SECOND:
-            s1, s2, s3 = _join(tl.minimum(u, v), s1, s2, s3)
-            s1, s2, s3 = _join(tl.minimum(less, high), s1, s2, s3)
+            s1, s2, s3 = join_lane(tl.minimum(u, v), s1, s2, s3)
+            s1, s2, s3 = join_lane(tl.minimum(less, high), s1, s2, s3)
         else:
-            s1, s2, s3 = _join(less, s1, s2, s3)
+            s1, s2, s3 = join_lane(less, s1, s2, s3)
     return tl.maximum(x, y), tl.maximum(less, high), s1, s2, s3
 
 
@@ -149,7 +169,7 @@ def _binned(x, THREADS: tl.constexpr, BINS: tl.constexpr):
 
 
 @triton.jit
-def _store_moments(out, s1, s2, s3, THREADS: tl.constexpr, BINS: tl.constexpr):
+def store_moments(out, s1, s2, s3, THREADS: tl.constexpr, BINS: tl.constexpr):
     """out (3, BINS): the moments of the rests."""
     bins = tl.arange(0, BINS)
     tl.store(out + bins, _binned(s1, THREADS, BINS))
@@ -175,24 +195,23 @@ def _first_top(row, width, origin, top, seen, THREADS: tl.constexpr, VEC: tl.con
 
 @triton.jit
 def _fold(
-    a, b, ca, cb, ma, na, a1, a2, a3, ta, mb, nb, b1, b2, b3, tb, su,
-    ENTROPY: tl.constexpr, LAMBDA: tl.constexpr, SECOND: tl.constexpr,
+    a, b, ca, cb, ma, na, a1, a2, a3, mb, nb, b1, b2, b3, su, LAMBDA: tl.constexpr, SECOND: tl.constexpr
 ):  # fmt: skip
     """``_block`` for (THREADS, 2) or twice for (THREADS, 4) columns."""
     if a.shape[1] == 2:
-        ma, na, a1, a2, a3, ta, mb, nb, b1, b2, b3, tb, su = _block(
-            a, b, ca, cb, ma, na, a1, a2, a3, ta, mb, nb, b1, b2, b3, tb, su, ENTROPY, LAMBDA, SECOND
+        ma, na, a1, a2, a3, mb, nb, b1, b2, b3, su = _block(
+            a, b, ca, cb, ma, na, a1, a2, a3, mb, nb, b1, b2, b3, su, LAMBDA, SECOND
         )
     else:
         a0, a9 = halves(a)
         b0, b9 = halves(b)
-        ma, na, a1, a2, a3, ta, mb, nb, b1, b2, b3, tb, su = _block(
-            a0, b0, ca, cb, ma, na, a1, a2, a3, ta, mb, nb, b1, b2, b3, tb, su, ENTROPY, LAMBDA, SECOND
+        ma, na, a1, a2, a3, mb, nb, b1, b2, b3, su = _block(
+            a0, b0, ca, cb, ma, na, a1, a2, a3, mb, nb, b1, b2, b3, su, LAMBDA, SECOND
         )
-        ma, na, a1, a2, a3, ta, mb, nb, b1, b2, b3, tb, su = _block(
-            a9, b9, ca, cb, ma, na, a1, a2, a3, ta, mb, nb, b1, b2, b3, tb, su, ENTROPY, LAMBDA, SECOND
+        ma, na, a1, a2, a3, mb, nb, b1, b2, b3, su = _block(
+            a9, b9, ca, cb, ma, na, a1, a2, a3, mb, nb, b1, b2, b3, su, LAMBDA, SECOND
         )
-    return ma, na, a1, a2, a3, ta, mb, nb, b1, b2, b3, tb, su
+    return ma, na, a1, a2, a3, mb, nb, b1, b2, b3, su
 
 
 @triton.jit(do_not_specialize=["T", "part", "origin"])
@@ -201,16 +220,16 @@ def span_kernel(
     stride_ref, stride_cand, T, width, origin, part, n_parts, cells,
     THREADS: tl.constexpr, VEC: tl.constexpr, INNER: tl.constexpr, UNROLL: tl.constexpr, SECOND: tl.constexpr,
     BINS: tl.constexpr, PACKED: tl.constexpr, GIVEN: tl.constexpr, TRACK: tl.constexpr,
-    ENTROPY: tl.constexpr, LAMBDA: tl.constexpr, EARLY: tl.constexpr,
+    LAMBDA: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """One program per row: ``width`` columns, which are ``origin …`` of the vocabulary and part ``part``.
 
     ref, cand: (T, width) logits of bf16, f16 or f32, unit column stride. tokens (T,) int64. shifts (2, T)
     float32: read where GIVEN, else guessed here and written. Writes held (2, T, n_parts, cells) float32,
-    moments (2, T, n_parts, 3, BINS) float32, totals (T, n_parts, 3) float64 = Σe·log₂e of either side (of
-    the unnormalised exponentials) and Σ e_ref·(cand − ref), observed (2, T) float32 by the part that holds
-    the token; with TRACK also tops (2, T, n_parts) float32 and top_cols (2, T, n_parts) int32. Without LAMBDA
-    the moments are Σe over all columns and two zeros. EARLY marks the row in ready, see ``_triton_chain``.
+    moments (2, T, n_parts, 3, BINS) float32, totals (T, n_parts, 2) float64, of which the first is
+    Σ e_ref·(cand − ref) with unnormalised exponentials, observed (2, T) float32 by the part that holds the token;
+    with TRACK also tops (2, T, n_parts) float32 and top_cols (2, T, n_parts) int32. Without LAMBDA the moments are
+    Σe over all columns and two zeros. EARLY marks the row in ready, see ``_triton_chain``.
     """
     open_chain(EARLY)
     row = tl.program_id(0)
@@ -231,15 +250,8 @@ def span_kernel(
         ca = tl.load(shifts + row)
         cb = tl.load(shifts + side + row)
     else:
-        first = tl.arange(0, BLOCK)
-        sa = tl.full((BLOCK,), float("-inf"), tl.float32)
-        sb = sa
-        for j in tl.static_range(UNROLL):  # the columns of the loop's first turn: they are read from memory once
-            ok = j * BLOCK + first < width
-            sa = tl.maximum(sa, tl.load(pa + j * BLOCK + first, mask=ok, other=float("-inf")).to(tl.float32))
-            sb = tl.maximum(sb, tl.load(pb + j * BLOCK + first, mask=ok, other=float("-inf")).to(tl.float32))
-        ca = _on_grid(finite_floor(tl.maximum(tl.max(sa, axis=0), ay)))
-        cb = _on_grid(finite_floor(tl.maximum(tl.max(sb, axis=0), by)))
+        ca = guess_shift(pa, ay, width, BLOCK, UNROLL)
+        cb = guess_shift(pb, by, width, BLOCK, UNROLL)
         tl.store(shifts + row, ca)
         tl.store(shifts + side + row, cb)
 
@@ -247,9 +259,8 @@ def span_kernel(
     kept_a = held + (at * n_parts + part) * cells + thread
     kept_b = kept_a + side * n_parts * cells
     zero = tl.zeros((THREADS, 2), tl.float32)
-    wide = tl.zeros((THREADS,), tl.float64)
     a1, a2, a3, b1, b2, b3 = zero, zero, zero, zero, zero, zero
-    sum_ta, sum_tb, sum_u = wide, wide, wide
+    sum_u = tl.zeros((THREADS,), tl.float64)
     top_a = tl.full((THREADS,), float("-inf"), tl.float32)
     top_b = top_a
     seen_a = tl.zeros((THREADS,), tl.int32)
@@ -258,7 +269,7 @@ def span_kernel(
     full = width // (BLOCK * INNER)
     n_blocks = (width + BLOCK - 1) // BLOCK
     for group in range(0, (n_blocks + INNER - 1) // INNER):
-        ma, na, mb, nb, ta, tb, su = zero, zero, zero, zero, zero, zero, zero
+        ma, na, mb, nb, su = zero, zero, zero, zero, zero
         if group < full:
             for turn in range(0, INNER // UNROLL):
                 for j in tl.static_range(UNROLL):
@@ -268,11 +279,11 @@ def span_kernel(
                     if TRACK:
                         top_a, seen_a = _track(a0, a9, block, top_a, seen_a)
                         top_b, seen_b = _track(b0, b9, block, top_b, seen_b)
-                    ma, na, a1, a2, a3, ta, mb, nb, b1, b2, b3, tb, su = _fold(
-                        a0, b0, ca, cb, ma, na, a1, a2, a3, ta, mb, nb, b1, b2, b3, tb, su, ENTROPY, LAMBDA, SECOND
+                    ma, na, a1, a2, a3, mb, nb, b1, b2, b3, su = _fold(
+                        a0, b0, ca, cb, ma, na, a1, a2, a3, mb, nb, b1, b2, b3, su, LAMBDA, SECOND
                     )
-                    ma, na, a1, a2, a3, ta, mb, nb, b1, b2, b3, tb, su = _fold(
-                        a9, b9, ca, cb, ma, na, a1, a2, a3, ta, mb, nb, b1, b2, b3, tb, su, ENTROPY, LAMBDA, SECOND
+                    ma, na, a1, a2, a3, mb, nb, b1, b2, b3, su = _fold(
+                        a9, b9, ca, cb, ma, na, a1, a2, a3, mb, nb, b1, b2, b3, su, LAMBDA, SECOND
                     )
         else:
             lane = thread[:, None] * VEC + tl.arange(0, VEC)[None, :]
@@ -288,11 +299,11 @@ def span_kernel(
                 # f16 has no such floor
                 a0, a9 = halves(tl.maximum(a, _FLOOR, propagate_nan=tl.PropagateNan.ALL))
                 b0, b9 = halves(tl.maximum(b, _FLOOR, propagate_nan=tl.PropagateNan.ALL))
-                ma, na, a1, a2, a3, ta, mb, nb, b1, b2, b3, tb, su = _fold(
-                    a0, b0, ca, cb, ma, na, a1, a2, a3, ta, mb, nb, b1, b2, b3, tb, su, ENTROPY, LAMBDA, SECOND
+                ma, na, a1, a2, a3, mb, nb, b1, b2, b3, su = _fold(
+                    a0, b0, ca, cb, ma, na, a1, a2, a3, mb, nb, b1, b2, b3, su, LAMBDA, SECOND
                 )
-                ma, na, a1, a2, a3, ta, mb, nb, b1, b2, b3, tb, su = _fold(
-                    a9, b9, ca, cb, ma, na, a1, a2, a3, ta, mb, nb, b1, b2, b3, tb, su, ENTROPY, LAMBDA, SECOND
+                ma, na, a1, a2, a3, mb, nb, b1, b2, b3, su = _fold(
+                    a9, b9, ca, cb, ma, na, a1, a2, a3, mb, nb, b1, b2, b3, su, LAMBDA, SECOND
                 )
         most, second, a1, a2, a3 = _cell(ma, na, a1, a2, a3, LAMBDA, SECOND)
         tl.store(kept_a + group * THREADS, most)
@@ -302,17 +313,12 @@ def span_kernel(
         tl.store(kept_b + group * THREADS, most)
         if SECOND:
             tl.store(kept_b + cells // 2 + group * THREADS, second)
-        sum_ta += tl.sum(ta, axis=1)
-        sum_tb += tl.sum(tb, axis=1)
         sum_u += tl.sum(su, axis=1)
 
-    out = totals + (at * n_parts + part) * 3
-    tl.store(out, tl.sum(sum_ta, axis=0))
-    tl.store(out + 1, tl.sum(sum_tb, axis=0))
-    tl.store(out + 2, tl.sum(sum_u, axis=0))
+    tl.store(totals + (at * n_parts + part) * 2, tl.sum(sum_u, axis=0))
     out = moments + (at * n_parts + part) * 3 * BINS
-    _store_moments(out, a1, a2, a3, THREADS, BINS)
-    _store_moments(out + side * n_parts * 3 * BINS, b1, b2, b3, THREADS, BINS)
+    store_moments(out, a1, a2, a3, THREADS, BINS)
+    store_moments(out + side * n_parts * 3 * BINS, b1, b2, b3, THREADS, BINS)
     if TRACK:
         best_a, col_a = _first_top(pa, width, origin, top_a, seen_a, THREADS, VEC)
         best_b, col_b = _first_top(pb, width, origin, top_b, seen_b, THREADS, VEC)

@@ -20,8 +20,9 @@ from dataclasses import dataclass
 import torch
 import triton
 
+from quantvane.displacement.ops._triton_read import Done, Shape, Spans
 from quantvane.displacement.ops._triton_span import shift_kernel
-from quantvane.displacement.ops.triton_rows import Done, Shape, Spans, finish, peer_fields, rows_peer
+from quantvane.displacement.ops.triton_rows import finish, peer_fields, rows_peer
 from quantvane.errors import DataError
 
 __all__ = ["Heads", "head_peer"]
@@ -88,7 +89,7 @@ def _row_block(
     """Metrics of one block of rows, flagged rows not yet repaired; work (2, ≥ n·width) float32."""
     n, V = len(tokens), heads.ref.shape[0]
     parts = triton.cdiv(V, width)
-    store = Spans.allocate(SHAPE, n, parts, width, tokens.device, True)
+    store = Spans.allocate(SHAPE, n, parts, width, tokens.device, track=True)
     if store.cells > SHAPE.cells(V - (parts - 1) * width):
         store.held.zero_()  # the last, narrower part fills fewer cells
     guess = torch.stack([  # only a guess of the scale of each row's exponentials
@@ -105,7 +106,7 @@ def _row_block(
         _logits(h[1], heads.cand[low : low + w], b)
         if part == 0:
             shift_kernel[(n,)](a, b, guess, store.shifts, w, w, w, n, SAMPLE=1024, num_warps=4)
-        store.read(a, b, tokens, done.ready[0], origin=low, part=part, given=True, entropy=False)
+        store.read(a, b, tokens, done.ready[0], origin=low, part=part, given=True)
     finish(store, done, a, b, V)
     return done
 
