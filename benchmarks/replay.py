@@ -27,7 +27,8 @@ from quantvane.store.atomic import read_json, write_json
 from quantvane.store.manifest import package_versions
 from quantvane.tasks.agreement import Agreement
 from quantvane.tasks.cost import CallCost, measure_cost
-from quantvane.tasks.generation import Answer, Effort, Request, ambiguous, generate, shape_noise
+from quantvane.tasks.generation import generate
+from quantvane.tasks.greedy import Answer, Effort, Request, ambiguous, shape_noise
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "bench.md"
 BEGIN, END = "<!-- table of replay: begin -->", "<!-- table of replay: end -->"

@@ -13,7 +13,8 @@ pytest.importorskip("transformers", reason="transformers is not installed (quant
 from quantvane.engines.decoding import Feed, RecomputingDecoder, open_decoder
 from quantvane.engines.hf import open_hf
 from quantvane.engines.hf_decoder import HfDecoder
-from quantvane.tasks.generation import Request, generate
+from quantvane.tasks.generation import generate
+from quantvane.tasks.greedy import Request
 from support_hf import VOCAB, make_tiny
 
 

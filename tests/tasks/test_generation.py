@@ -11,7 +11,8 @@ from quantvane.engines.decoding import Feed, RecomputingDecoder, open_decoder
 from quantvane.engines.fake import open_fake
 from quantvane.engines.llamacpp import open_llamacpp
 from quantvane.errors import EngineError
-from quantvane.tasks.generation import NO_DRAFT, Request, ambiguous, generate, shape_noise, top_two
+from quantvane.tasks.generation import generate
+from quantvane.tasks.greedy import NO_DRAFT, Request, ambiguous, shape_noise, top_two
 
 MODEL = Path(__file__).resolve().parents[2] / "src" / "quantvane" / "assets" / "lm10m-f16.gguf"
 

@@ -28,7 +28,8 @@ from quantvane.store.outcomes import outcome_batch
 from quantvane.tasks.agreement import Agreement
 from quantvane.tasks.cost import CallCost, measure_cost
 from quantvane.tasks.evaluate import Item, ItemKey, Stored, evaluate
-from quantvane.tasks.generation import NO_DRAFT, generate, shape_noise
+from quantvane.tasks.generation import generate
+from quantvane.tasks.greedy import NO_DRAFT, shape_noise
 from quantvane.tasks.harness import HarnessTask, load_tasks
 from quantvane.tasks.lm_eval_model import EngineLM, key_of, reading_of
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from quantvane.errors import EngineCrashError, RunError
 from quantvane.run.local import Worker
-from quantvane.store.atomic import read_json, write_bytes
+from quantvane.store.atomic import read_json, write_files
 
 __all__ = ["Drawer", "draw_report", "write_report"]
 
@@ -62,6 +62,5 @@ def draw_report(out: Path, emit: Any) -> None:
     """What the child does: draw, write, and name each file in an event."""
     from quantvane.report import build_report
 
-    for name, data in build_report(read_json(out / "summary.json")).items():
-        write_bytes(out / name, data)
-        emit({"event": "wrote", "path": str(out / name)})
+    for path in write_files(out, build_report(read_json(out / "summary.json"))):
+        emit({"event": "wrote", "path": str(path)})

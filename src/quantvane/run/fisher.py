@@ -22,7 +22,7 @@ from quantvane.run.local import OnEvent, run_worker
 from quantvane.run.plan import candidate_names
 from quantvane.run.recorded import PROTOCOL_OPTIONS, adopt
 from quantvane.spec import ModelSpec, slug
-from quantvane.store.atomic import make_directory, read_json, to_json, write_bytes, write_json
+from quantvane.store.atomic import make_directory, read_json, to_json, write_files, write_json
 from quantvane.store.journal import read_journal
 from quantvane.store.windows import join_models, model_schema, read_windows, write_windows
 
@@ -243,8 +243,4 @@ def write_fisher_report(run: FisherRun) -> list[Path]:
     for entry in run.summary["candidates"]:
         table = read_windows(window_path(run.out, entry["name"]))
         sigmas[entry["name"]] = {s: table[f"sigma_{s}"].to_pylist() for s in run.summary["spaces"]}
-    paths = []
-    for name, data in build_fisher_report(run.summary, sigmas).items():
-        write_bytes(run.out / name, data)
-        paths.append(run.out / name)
-    return paths
+    return write_files(run.out, build_fisher_report(run.summary, sigmas))

@@ -10,7 +10,7 @@ from typing import Any
 from quantvane.report.study import build_study_report
 from quantvane.run.study_input import export_input, read_input
 from quantvane.spec import canonical_hash
-from quantvane.store.atomic import atomic_path, make_directory, to_json, write_bytes, write_json
+from quantvane.store.atomic import atomic_path, make_directory, to_json, write_files, write_json
 from quantvane.store.manifest import package_versions
 from quantvane.study.analysis import Choices, analyse
 from quantvane.study.document import study_document
@@ -83,8 +83,7 @@ def _write(out: Path, document: dict[str, Any]) -> None:
     for table in TABLES:
         _write_table(out / "tables" / f"{table}.parquet", result.to_arrow(table))
     write_json(out / "summary.json", document)
-    for name, data in build_study_report(document).items():
-        write_bytes(out / name, data)
+    write_files(out, build_study_report(document))
 
 
 def _write_table(path: Path, table: Any) -> None:

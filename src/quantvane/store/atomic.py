@@ -13,7 +13,7 @@ from typing import Any
 
 from quantvane.errors import OutputError
 
-__all__ = ["atomic_path", "make_directory", "read_json", "to_json", "write_bytes", "write_json"]
+__all__ = ["atomic_path", "make_directory", "read_json", "to_json", "write_bytes", "write_files", "write_json"]
 
 
 def make_directory(path: Path) -> Path:
@@ -66,6 +66,13 @@ def write_bytes(path: Path, data: bytes) -> None:
     """Write a whole file atomically."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
+
+
+def write_files(folder: Path, files: Mapping[str, bytes]) -> list[Path]:
+    """Write files by relative path, each atomically; their paths."""
+    for name, data in files.items():
+        write_bytes(folder / name, data)
+    return [folder / name for name in files]
 
 
 def _plain(value: Any) -> Any:

@@ -13,7 +13,7 @@ import numpy as np
 
 from quantvane.engines.decoding import Tokens
 from quantvane.errors import DataError
-from quantvane.tasks.generation import NO_DRAFT, Answer, ambiguous
+from quantvane.tasks.greedy import NO_DRAFT, Answer, ambiguous
 from quantvane.tasks.harness import HarnessTask
 from quantvane.tasks.lm_eval_model import EngineLM, Key, key_of
 from quantvane.tasks.scoring import Continuation

@@ -22,10 +22,9 @@ import numpy as np
 from quantvane.engines.decoding import Decoder, Feed
 from quantvane.tasks.agreement import FIRST, FRESH, REJOINED, Agreement, Company
 from quantvane.tasks.cost import TOGETHER
-from quantvane.tasks.greedy import NO_DRAFT, Answer, Effort, Request, ambiguous, shape_noise, top_two
+from quantvane.tasks.greedy import NO_DRAFT, Answer, Effort, Request, top_two
 
-__all__ = ["NO_DRAFT", "Answer", "Effort", "Request", "ambiguous", "generate", "shape_noise", "top_two"]
-
+__all__ = ["generate"]
 
 # Tokens fed ahead at first; then twice as many as were right in a row. Drafts that have fitted for long are those that
 # go on fitting, which one chance for all does not tell.

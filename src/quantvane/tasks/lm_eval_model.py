@@ -19,7 +19,8 @@ from quantvane.engines.decoding import Decoder, Tokens, open_decoder
 from quantvane.errors import CapabilityError
 from quantvane.tasks.agreement import Agreement
 from quantvane.tasks.cost import UNMEASURED
-from quantvane.tasks.generation import NO_DRAFT, Answer, Effort, Request, generate
+from quantvane.tasks.generation import generate
+from quantvane.tasks.greedy import NO_DRAFT, Answer, Effort, Request
 from quantvane.tasks.scoring import Continuation, Score, score
 
 __all__ = ["EngineLM", "Key", "key_of"]
