@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -78,6 +79,30 @@ def test_round_trip_whatever_the_blocks(tmp_path, chunks, n_ctx, vocab, cuts):
                 opened.log_probs(chunk), scale[:, None] * codes.astype(np.float32) + low[:, None]
             )
             np.testing.assert_array_equal(opened.targets(chunk), tokens[chunk, n_ctx // 2 + 1 :])
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc to read the memory from")
+def test_reading_a_file_holds_one_chunk_of_it(tmp_path):
+    def mapped():  # kB of files
+        status = Path("/proc/self/status").read_text()
+        return int(next(line for line in status.splitlines() if line.startswith("RssFile")).split()[1])
+
+    rng = np.random.default_rng(5)
+    n_ctx, vocab, chunks = 64, 8192, 40
+    tokens = rng.integers(0, vocab, (chunks, n_ctx)).astype(np.int32)
+    rows = rng.normal(size=(n_ctx - 1 - n_ctx // 2, vocab)).astype(np.float32)
+    with KldWriter(tmp_path / "base.kld", tokens, vocab) as writer:
+        for _ in range(chunks):
+            writer.append(rows)
+    size = (tmp_path / "base.kld").stat().st_size // 1024
+    with KldFile.open(tmp_path / "base.kld") as file:
+        first = file.rows(0)[2]
+        kept = first.copy()
+        before = mapped()
+        for chunk in range(chunks):
+            assert int(file.rows(chunk)[2].sum(dtype=np.int64)) == int(kept.sum(dtype=np.int64))
+        assert mapped() - before < size // 4
+        np.testing.assert_array_equal(first, kept)  # a view outlives the memory of its chunk
 
 
 def test_windows_score_the_second_half_and_carry_bos(base):

@@ -10,6 +10,7 @@ The file's numbers are checked against its size before anything is allocated for
 
 from __future__ import annotations
 
+import mmap
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,7 +75,8 @@ class KldHeader:
 
 
 class KldFile:
-    """An open base file. Rows are mapped, not loaded: a chunk is read when it is asked for.
+    """An open base file. Rows are mapped, not loaded: a chunk is read when it is asked for, and its memory is given
+    back when another one is.
 
     Use as a context manager, or close it. ``header`` is the `KldHeader`; ``tokens`` (n_chunk, n_ctx) int32
     are the text's own tokens.
@@ -84,10 +86,12 @@ class KldFile:
         self.path = path
         self.header = header
         self.tokens = tokens
+        with path.open("rb") as stream:
+            self._map = mmap.mmap(stream.fileno(), header.file_bytes, access=mmap.ACCESS_READ)
         shape = (header.n_chunk, header.rows_per_chunk, row_words(header.n_vocab))
-        self._words: npt.NDArray[np.uint16] | None = np.memmap(
-            path, dtype="<u2", mode="r", offset=header.rows_offset, shape=shape
-        )
+        words = np.frombuffer(self._map, "<u2", offset=header.rows_offset)
+        self._words: npt.NDArray[np.uint16] | None = words.reshape(shape)
+        self._read = 0  # the chunk whose pages may be in memory
 
     @classmethod
     def open(cls, path: str | Path) -> KldFile:
@@ -127,7 +131,17 @@ class KldFile:
             raise ValueError(f"base file '{self.path}' is closed")
         if not 0 <= chunk < self.header.n_chunk:
             raise IndexError(f"chunk {chunk} of {self.header.n_chunk}")
-        return np.asarray(self._words[chunk])
+        if chunk != self._read:
+            self._release(self._read)
+            self._read = chunk
+        return self._words[chunk]
+
+    def _release(self, chunk: int) -> None:
+        """Let the system take back a chunk's pages; a view of them still reads the same, from the file again."""
+        if hasattr(self._map, "madvise"):  # not on Windows
+            begin = self.header.rows_offset + chunk * self.header.chunk_bytes
+            start = begin - begin % mmap.PAGESIZE
+            self._map.madvise(mmap.MADV_DONTNEED, start, begin + self.header.chunk_bytes - start)
 
     def rows(
         self, chunk: int
