@@ -134,7 +134,8 @@ class KldFile:
         if chunk != self._read:
             self._release(self._read)
             self._read = chunk
-        return self._words[chunk]
+        block: npt.NDArray[np.uint16] = self._words[chunk]
+        return block
 
     def _release(self, chunk: int) -> None:
         """Let the system take back a chunk's pages; a view of them still reads the same, from the file again."""
