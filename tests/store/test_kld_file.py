@@ -105,6 +105,17 @@ def test_reading_a_file_holds_one_chunk_of_it(tmp_path):
         np.testing.assert_array_equal(first, kept)  # a view outlives the memory of its chunk
 
 
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="no /proc to read the maps from")
+def test_a_closed_file_is_no_longer_mapped(base):
+    opened = KldFile.open(base)
+    opened.log_probs(1)
+    assert str(base) in Path("/proc/self/maps").read_text()
+    opened.close()
+    assert str(base) not in Path("/proc/self/maps").read_text()
+    with pytest.raises(ValueError, match="closed"):
+        opened.log_probs(1)
+
+
 def test_windows_score_the_second_half_and_carry_bos(base):
     with KldFile.open(base) as opened:
         plain, with_bos = opened.windows(None), opened.windows(5)

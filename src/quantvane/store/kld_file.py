@@ -82,15 +82,11 @@ class KldFile:
     are the text's own tokens.
     """
 
-    def __init__(self, path: Path, header: KldHeader, tokens: npt.NDArray[np.int32]) -> None:
+    def __init__(self, path: Path, header: KldHeader, tokens: npt.NDArray[np.int32], file: mmap.mmap) -> None:
         self.path = path
         self.header = header
         self.tokens = tokens
-        with path.open("rb") as stream:
-            self._map = mmap.mmap(stream.fileno(), header.file_bytes, access=mmap.ACCESS_READ)
-        shape = (header.n_chunk, header.rows_per_chunk, row_words(header.n_vocab))
-        words = np.frombuffer(self._map, "<u2", offset=header.rows_offset)
-        self._words: npt.NDArray[np.uint16] | None = words.reshape(shape)
+        self._map: mmap.mmap | None = file
         self._read = 0  # the chunk whose pages may be in memory
 
     @classmethod
@@ -108,8 +104,8 @@ class KldFile:
                 stream.seek(0)
                 header = _read_header(path, stream.read(_HEAD.size), size)
                 raw = stream.read(header.rows_offset - _HEAD.size)
+                file = mmap.mmap(stream.fileno(), header.file_bytes, access=mmap.ACCESS_READ)
             tokens = np.frombuffer(raw, "<i4").reshape(header.n_chunk, header.n_ctx)
-            opened = cls(path, header, tokens)
         except (OSError, ValueError) as error:  # ValueError: the file shrank after its size was taken
             raise TraceError(
                 f"base file '{path}' cannot be read",
@@ -124,25 +120,26 @@ class KldFile:
                 got=f"ids from {tokens.min()} to {tokens.max()}",
                 remedy=_RECORD_AGAIN,
             )
-        return opened
+        return cls(path, header, tokens, file)
 
     def _block(self, chunk: int) -> npt.NDArray[np.uint16]:
-        if self._words is None:
+        if self._map is None:
             raise ValueError(f"base file '{self.path}' is closed")
         if not 0 <= chunk < self.header.n_chunk:
             raise IndexError(f"chunk {chunk} of {self.header.n_chunk}")
-        if chunk != self._read:
-            self._release(self._read)
-            self._read = chunk
-        block: npt.NDArray[np.uint16] = self._words[chunk]
-        return block
-
-    def _release(self, chunk: int) -> None:
-        """Let the system take back a chunk's pages; a view of them still reads the same, from the file again."""
-        if hasattr(self._map, "madvise"):  # not on Windows
-            begin = self.header.rows_offset + chunk * self.header.chunk_bytes
+        if chunk != self._read and hasattr(self._map, "madvise"):  # not on Windows
+            # The system takes back the last chunk's pages; a view of them still reads the same, from the file again.
+            begin = self._begin(self._read)
             start = begin - begin % mmap.PAGESIZE
             self._map.madvise(mmap.MADV_DONTNEED, start, begin + self.header.chunk_bytes - start)
+        self._read = chunk
+        words: npt.NDArray[np.uint16] = np.frombuffer(
+            self._map, "<u2", self.header.chunk_bytes // 2, self._begin(chunk)
+        )
+        return words.reshape(self.header.rows_per_chunk, -1)
+
+    def _begin(self, chunk: int) -> int:
+        return self.header.rows_offset + chunk * self.header.chunk_bytes
 
     def rows(
         self, chunk: int
@@ -182,7 +179,7 @@ class KldFile:
 
     def close(self) -> None:
         """Let go of the file; views handed out keep it mapped."""
-        self._words = None
+        self._map = None
 
     def __enter__(self) -> KldFile:
         return self
