@@ -26,6 +26,7 @@ from gpu_exact import exact_rows
 
 from quantvane.displacement.ops import triton_head, triton_rows
 from quantvane.displacement.ops._triton_read import Done, Shape, first_read
+from quantvane.spec import slug
 
 GiB = 2.0**30
 HEAD_SHAPES = [
@@ -353,7 +354,6 @@ def main() -> None:
     args = parser.parse_args()
     torch.manual_seed(20260101)
     device = torch.cuda.get_device_properties(0)
-    slug = device.name.lower().replace(" ", "-")
     result: dict[str, Any] = {
         "device": device.name,
         "multiprocessors": device.multi_processor_count,
@@ -392,7 +392,7 @@ def main() -> None:
                 summarise(name, value)
         print(f"   ({name}: {time.perf_counter() - started:.0f} s)", flush=True)
         torch.cuda.empty_cache()
-        (place / f"gpu_kernels-{slug}.json").write_text(json.dumps(result, indent=1) + "\n")
+        (place / f"gpu_kernels-{slug(device.name)}.json").write_text(json.dumps(result, indent=1) + "\n")
 
 
 def summarise(name: str, value: dict[str, Any]) -> None:

@@ -29,7 +29,6 @@ from quantvane.store.windows import join_models, model_schema, read_windows, wri
 __all__ = ["FisherRun", "fisher", "load_fisher", "run_fisher", "window_path", "write_fisher_report"]
 
 
-
 @dataclass(frozen=True, slots=True)
 class FisherRun:
     """A finished run.

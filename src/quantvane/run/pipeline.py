@@ -81,7 +81,7 @@ def measure_units(
                 engine.share_threads(1)
 
 
-_Flight = tuple[Sequence[Window], "Future[list[Logits]]", "list[Future[Columns]]"]
+_Flight = tuple[Sequence[Window], Future[list[Logits]], list[Future[Columns]]]
 
 
 class _Copies:

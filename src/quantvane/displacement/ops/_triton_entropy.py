@@ -8,14 +8,13 @@ falls out of it is what is exponentiated. Those entries and the last maximum are
 # mypy: disable-error-code="misc, no-untyped-def, no-untyped-call, untyped-decorator, no-any-return"
 from __future__ import annotations
 
-import os
-
 import triton
 import triton.language as tl
 
 from quantvane.displacement.ops._triton_chain import mark_row, open_chain
 from quantvane.displacement.ops._triton_span import (
     FLOOR,
+    INTERPRETED,
     LOG2E,
     guess_shift,
     halves,
@@ -28,7 +27,6 @@ from quantvane.displacement.ops._triton_span import (
 
 __all__ = ["entropy_kernel"]
 
-_INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET", "0") == "1")
 _LOG2E = tl.constexpr(LOG2E)
 _FLOOR = tl.constexpr(FLOOR)
 _FLOOR_WORD = tl.constexpr(-246812343)  # 0xF149F149: about the same number, twice, as bfloat16
@@ -51,7 +49,7 @@ def _pack(even, odd):
 @triton.jit
 def _meet_words(most, w):
     """``_meet`` of both bfloat16 of every word."""
-    if _INTERPRETED:
+    if INTERPRETED:
         even, odd = unpack(most)
         even_w, odd_w = unpack(w)
         even, even_w = _meet(even, even_w)
@@ -161,8 +159,6 @@ def entropy_kernel(
     n_blocks = (V + BLOCK - 1) // BLOCK
     for group in range(0, (n_blocks + INNER - 1) // INNER):
         t = zero
-        even = tl.full((THREADS,), _FLOOR, tl.float32)
-        odd = even
         if group < full:
             if PACKED:
                 words = tl.full((THREADS,), _FLOOR_WORD, tl.int32)

@@ -3,17 +3,14 @@
 # mypy: disable-error-code="misc, no-untyped-def, no-untyped-call, untyped-decorator, no-any-return"
 from __future__ import annotations
 
-import os
-
 import triton
 import triton.language as tl
 
 from quantvane.displacement.ops._triton_chain import await_row, close_chain, flag_row, mark_row, open_chain
-from quantvane.displacement.ops._triton_span import LOG2E
+from quantvane.displacement.ops._triton_span import INTERPRETED, LOG2E
 
 __all__ = ["FINISH_FIELDS", "cell_columns", "finish_kernel", "reciprocal", "store_fields"]
 
-_INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET", "0") == "1")
 _LOG2E = tl.constexpr(LOG2E)
 _LN2 = tl.constexpr(0.6931471805599453)
 _CERTAIN = tl.constexpr(1e-6)  # relative width of λ's interval above which a row is computed again
@@ -34,7 +31,7 @@ def _add3(a, b, c, x, y, z):
 @triton.jit
 def reciprocal(x):
     """To one unit in the last place; subnormal x gives infinity."""
-    if _INTERPRETED:
+    if INTERPRETED:
         return 1.0 / x
     return tl.inline_asm_elementwise(
         "rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1

@@ -11,28 +11,25 @@ in float32 within a group of blocks, float64 across. Errors are about 1e-7 absol
 # mypy: disable-error-code="misc, no-untyped-def, no-untyped-call, untyped-decorator, no-any-return"
 from __future__ import annotations
 
-import os
-
 import triton
 import triton.language as tl
 from triton.language.extra import libdevice
 
 from quantvane.displacement.ops._triton_chain import await_row, close_chain, flag_row, open_chain
-from quantvane.displacement.ops._triton_span import LOG2E, finite_floor, halves, load_halves
+from quantvane.displacement.ops._triton_span import INTERPRETED, LOG2E, finite_floor, halves, load_halves
 
 __all__ = ["N_PAIR", "pair_kernel"]
 
 N_PAIR = 5
 _LOG2E = tl.constexpr(LOG2E)
 _HALF = tl.constexpr(0.5 * LOG2E)
-_INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET", "0") == "1")
 _LN2 = tl.constexpr(0.6931471805599453)
 
 
 @triton.jit
 def _log2(x):
     """lg2.approx on the device; the interpreter has no device library."""
-    if _INTERPRETED:
+    if INTERPRETED:
         return tl.log2(x)
     return libdevice.fast_log2f(x)
 

@@ -184,10 +184,9 @@ class Spans:
             self.tops, self.top_cols, ready, ref.stride(0), cand.stride(0), T, width, origin, part,
             self.held.shape[2], self.cells,
             THREADS=shape.threads, VEC=shape.vec, INNER=shape.inner, UNROLL=shape.unroll, SECOND=shape.seconds,
-            BINS=shape.bins, PACKED=packed(ref) and packed(cand), GIVEN=given, TRACK=self.tops.numel() > 0,
+            BINS=shape.bins, PACKED=packed(ref, cand), GIVEN=given, TRACK=self.tops.numel() > 0,
             LAMBDA=shape.lambdas, EARLY=early_of(ref.device), num_warps=shape.threads // 32,
         )  # fmt: skip
-
 
     def read_sides(
         self, ref: torch.Tensor, cand: torch.Tensor, tokens: torch.Tensor, ready: torch.Tensor
@@ -199,13 +198,13 @@ class Spans:
             ref, cand, tokens, self.shifts, self.held, self.moments, self.totals, self.observed, ready,
             ref.stride(0), cand.stride(0), T, V, self.cells,
             THREADS=shape.threads, VEC=shape.vec, INNER=shape.inner, UNROLL=shape.unroll, BINS=shape.bins,
-            PACKED=packed(ref) and packed(cand), EARLY=early_of(ref.device), num_warps=shape.threads // 32,
+            PACKED=packed(ref, cand), EARLY=early_of(ref.device), num_warps=shape.threads // 32,
         )  # fmt: skip
 
 
-def packed(x: torch.Tensor) -> bool:
-    """Whether every row may be read as words of two columns."""
-    return bool(x.dtype == torch.bfloat16 and x.stride(0) % 2 == 0 and x.data_ptr() % 4 == 0)
+def packed(*logits: torch.Tensor) -> bool:
+    """Whether every row of all may be read as words of two columns."""
+    return all(x.dtype == torch.bfloat16 and x.stride(0) % 2 == 0 and x.data_ptr() % 4 == 0 for x in logits)
 
 
 def first_read(

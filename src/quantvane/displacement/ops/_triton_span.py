@@ -14,16 +14,19 @@ is too far off makes the sums inf or NaN; such rows are computed again by ``_tri
 # mypy: disable-error-code="misc, no-untyped-def, no-untyped-call, untyped-decorator, no-any-return"
 from __future__ import annotations
 
+import os
+
 import triton
 import triton.language as tl
 
 from quantvane.displacement.ops._triton_chain import mark_row, open_chain
 
 __all__ = [
-    "FLOOR", "LOG2E", "N_MOMENTS", "N_TOTALS", "finite_floor", "guess_shift", "halves", "join_lane", "load_halves",
-    "load_words", "shift_kernel", "span_kernel", "store_moments", "unpack",
+    "FLOOR", "INTERPRETED", "LOG2E", "N_MOMENTS", "N_TOTALS", "finite_floor", "guess_shift", "halves", "join_lane",
+    "load_halves", "load_words", "shift_kernel", "span_kernel", "store_moments", "unpack",
 ]  # fmt: skip
 
+INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET", "0") == "1")  # has no assembly, no device library
 LOG2E = 1.4426950216293335  # float32(log2 e): every conversion back divides by this very number
 N_MOMENTS = 3
 N_TOTALS = 2
@@ -45,20 +48,6 @@ def _on_grid(x):
 
 
 @triton.jit
-def shift_kernel(ref, cand, observed, shifts, stride_ref, stride_cand, V, T, SAMPLE: tl.constexpr):
-    """shifts (2, T) float32: the largest of the first columns and the guess ``observed`` (2, T), on the grid."""
-    row = tl.program_id(0)
-    cols = tl.arange(0, SAMPLE)
-    at = row.to(tl.int64)
-    a = tl.load(ref + at * stride_ref + cols, mask=cols < V, other=float("-inf")).to(tl.float32)
-    b = tl.load(cand + at * stride_cand + cols, mask=cols < V, other=float("-inf")).to(tl.float32)
-    ay = tl.load(observed + row).to(tl.float32)
-    by = tl.load(observed + T + row).to(tl.float32)
-    tl.store(shifts + row, _on_grid(finite_floor(tl.maximum(tl.max(a, axis=0), ay))))
-    tl.store(shifts + T + row, _on_grid(finite_floor(tl.maximum(tl.max(b, axis=0), by))))
-
-
-@triton.jit
 def guess_shift(row, observed, width, BLOCK: tl.constexpr, UNROLL: tl.constexpr):
     """The largest of the observed logit and the columns of the loop's first turn (they are read from memory once), on
     the grid."""
@@ -68,6 +57,17 @@ def guess_shift(row, observed, width, BLOCK: tl.constexpr, UNROLL: tl.constexpr)
         x = tl.load(row + j * BLOCK + first, mask=j * BLOCK + first < width, other=float("-inf"))
         most = tl.maximum(most, x.to(tl.float32))
     return _on_grid(finite_floor(tl.maximum(tl.max(most, axis=0), observed)))
+
+
+@triton.jit
+def shift_kernel(ref, cand, observed, shifts, stride_ref, stride_cand, V, T, SAMPLE: tl.constexpr):
+    """shifts (2, T) float32: the largest of the first columns and the guess ``observed`` (2, T), on the grid."""
+    row = tl.program_id(0)
+    at = row.to(tl.int64)
+    ay = tl.load(observed + row).to(tl.float32)
+    by = tl.load(observed + T + row).to(tl.float32)
+    tl.store(shifts + row, guess_shift(ref + at * stride_ref, ay, V, SAMPLE, 1))
+    tl.store(shifts + T + row, guess_shift(cand + at * stride_cand, by, V, SAMPLE, 1))
 
 
 @triton.jit

@@ -99,7 +99,7 @@ def second_read(done: Done, ref: torch.Tensor, cand: torch.Tensor, early: bool =
     pair_kernel[(T,)](
         ref, cand, done.values[len(FINISH_FIELDS) :], done.integers, done.pair, done.ranks, done.flags, done.queue,
         done.ready[1], ref.stride(0), cand.stride(0), V, T,
-        **_PAIR, PACKED=packed(ref) and packed(cand), num_warps=_PAIR["THREADS"] // 32, **chained(early),
+        **_PAIR, PACKED=packed(ref, cand), num_warps=_PAIR["THREADS"] // 32, **chained(early),
     )  # fmt: skip
 
 
